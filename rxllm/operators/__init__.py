@@ -1,0 +1,15 @@
+"""Operators over observables, one a file. Import them under a name that is not `ops`: that is reactivex' own.
+
+Each docstring shows a marble diagram and says what the operator emits and holds, and how it ends.
+"""
+
+from rxllm.operators.bounded import bounded
+from rxllm.operators.expand import expand
+from rxllm.operators.flat_map import flat_map
+from rxllm.operators.overflow import overflow
+from rxllm.operators.retry import retry
+from rxllm.operators.tee import tee
+from rxllm.operators.timeout import timeout
+from rxllm.operators.validate import validate
+
+__all__ = ["bounded", "expand", "flat_map", "overflow", "retry", "tee", "timeout", "validate"]

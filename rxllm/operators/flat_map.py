@@ -1,0 +1,428 @@
+"""Map each item to a stream of its own and run at most `window` of them at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from reactivex.observable.groupedobservable import GroupedObservable
+
+from rxllm.demand import UNDEMANDED, Demand, Outlet, Stream, subscribe
+from rxllm.errors import ConfigError, check_callable, check_choice, check_number
+from rxllm.messages import Outcome, Request
+from rxllm.operators._inner import discard, subscribe_inner
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from reactivex import Observable
+
+    from rxllm.demand import DemandScheduler, Disposable, Observer
+
+__all__ = ["flat_map"]
+
+A = TypeVar("A")
+B = TypeVar("B")
+OnFailure = Literal["emit", "raise"]
+
+GROUPED = (
+    "a group of group_by must be subscribed at once, and the window is full: its items would be lost. Do not group "
+    "before a bounded stage; choose by item instead, as in call(client=lambda request: clients[request.model])"
+)
+TOO_MANY = (
+    f"the source emitted {UNDEMANDED:,} items that nobody demanded: use rxllm.from_iterable (it waits), or put "
+    "rxllm.operators.overflow(policy, n) behind a source that cannot wait"
+)
+
+
+@overload
+def flat_map(
+    mapper: Callable[[A], Observable[B] | Awaitable[B]],
+    *,
+    window: int,
+    ordered: bool = False,
+    buffer: int | None = None,
+    on_failure: Literal["raise"],
+) -> Callable[[Observable[A]], Observable[B]]: ...
+@overload
+def flat_map(
+    mapper: Callable[[A], Observable[B] | Awaitable[B]],
+    *,
+    window: int,
+    ordered: bool = False,
+    buffer: int | None = None,
+    on_failure: Literal["emit"] = "emit",
+) -> Callable[[Observable[A]], Observable[B | Outcome[Any]]]: ...
+def flat_map(
+    mapper: Callable[[A], Observable[B] | Awaitable[B]],
+    *,
+    window: int,
+    ordered: bool = False,
+    buffer: int | None = None,
+    on_failure: OnFailure = "emit",
+) -> Callable[[Observable[A]], Observable[Any]]:
+    """Map each item to a stream of its own and run at most `window` of them at a time; pull only what can be started.
+
+        source                  a--b--c------|
+        a, b, c                 -----A|  --B|  -C|
+        flat_map(f, window=2)   -----(AB)-C--|          as they complete
+          … ordered=True        -----(AB)-C--|          in the order of the source
+
+    Emits: what the inner streams emit, as they do; with `ordered` item by item. An inner stream that fails, or a mapper
+        that raises, fails that item only: a failed `Outcome` with the item in its request (`on_failure="raise"` ends
+        the stream).
+    Holds: at most `window` items in progress and `buffer` finished ones that the consumer has no room for, whatever the
+        source.
+    Errors: a failed source ends the stream with its error after what is in progress is delivered.
+    Completes: when the source has completed and nothing is in progress or held.
+    Dispose: cancels the source and everything in progress.
+
+    Args:
+        mapper: item -> Observable or awaitable of what becomes of it. Called once an item.
+        window: items in progress at a time, >= 1.
+        ordered: emit in the order of the source; a slow item holds back those after it.
+        buffer: finished items to keep ready for the consumer, >= 0. None: the window of the next stage (0 before a
+            sink, which has a queue of its own), and with `ordered` at least this window.
+        on_failure: "emit" or "raise".
+
+    Raises:
+        ConfigError: an argument out of range; in the stream: a source that emits more than 1,024 items without demand,
+            a grouped observable that cannot be started at once (its items would be lost).
+
+    Example:
+        >>> import rxllm, reactivex as rx
+        >>> doubled = rxllm.from_iterable([1, 2, 3]).pipe(flat_map(lambda n: rx.of(2 * n), window=2))
+        >>> rxllm.collect(doubled)
+        [2, 4, 6]
+    """
+    check_callable("mapper", mapper)
+    check_number("window", window, least=1, integer=True)
+    check_number("buffer", buffer, least=0, integer=True, optional=True)
+    check_choice("on_failure", on_failure, ("emit", "raise"))
+
+    def apply(source: Observable[A]) -> Observable[Any]:
+        return _FlatMap(source, mapper, width=window, ordered=ordered, spare=buffer, raising=on_failure == "raise")
+
+    return apply
+
+
+class _FlatMap(Stream[Any]):
+    def __init__(
+        self,
+        source: Observable[Any],
+        mapper: Callable[[Any], Any],
+        *,
+        width: int,
+        ordered: bool,
+        spare: int | None,
+        raising: bool,
+    ) -> None:
+        self.source = source
+        self.mapper = mapper
+        self.width = width  # not `window`: that is an operator of every Observable
+        self.ordered = ordered
+        self.spare = spare  # not `buffer`, for the same reason
+        self.raising = raising
+
+    def _start(self, observer: Observer[Any], carrier: DemandScheduler) -> Disposable:
+        stage = (_OrderedStage if self.ordered else _Stage)(self, observer, carrier)
+        stage.connect(carrier)
+        return stage
+
+
+class _Stage(Demand):
+    """One subscription of flat_map: the observer of its source, the demand on it, and a puller on the demand below."""
+
+    __slots__ = (
+        "_busy",
+        "_error",
+        "_inner_carrier",
+        "_limit",
+        "_mapper",
+        "_outlet",
+        "_pending",
+        "_raising",
+        "_running",
+        "_source",
+        "_source_done",
+        "_upstream",
+        "_window",
+    )
+
+    def __init__(self, operator: _FlatMap, observer: Observer[Any], carrier: DemandScheduler) -> None:
+        super().__init__(carrier.clock, carrier.flow)
+        below = carrier.demand
+        self._outlet: Outlet[Any] = Outlet(observer, carrier, self._after)
+        self._source = operator.source
+        self._mapper = operator.mapper
+        self._raising = operator.raising
+        self._window = operator.width
+        spare = operator.spare
+        if spare is None:
+            spare = max(below.ahead if below is not None else 0, operator.width if operator.ordered else 0)
+        self._limit = operator.width + spare  # started minus passed on
+        self._inner_carrier = carrier.for_inner()
+        self._pending: deque[Any] = deque()  # taken, not started: a source that does not wait
+        self._running: set[_Inner] = set()
+        self._busy = False
+        self._source_done = False
+        self._error: Exception | None = None
+        self._upstream: Disposable | None = None
+
+    def connect(self, carrier: DemandScheduler) -> None:
+        """Subscribe the source with this stage's demand."""
+        sources = self.flow.sources
+        upstream = subscribe(self._source, self, carrier.with_demand(self))
+        if self._source_done:
+            upstream.dispose()
+            return
+        self._upstream = upstream
+        if self.flow.sources == sources:  # nothing above can be told to stop pulling, so a drain cuts it off here
+            self.flow.add_source(self._cut)
+
+    def _cut(self) -> None:
+        self.on_completed()
+        if self._upstream is not None:
+            self._upstream.dispose()
+
+    # the demand on the source
+
+    def room(self) -> int:
+        """Return how many items can be started now."""
+        return min(self._window - len(self._running), self._limit - self._load()) - len(self._pending)
+
+    @property
+    def ahead(self) -> int:
+        """Return the window: as many finished items the stage above may keep ready."""
+        return self._window
+
+    def _load(self) -> int:
+        """Return how many items are started and not passed on."""
+        return len(self._running) + len(self._outlet.held)
+
+    # the observer of the source
+
+    def on_next(self, item: Any) -> None:
+        """Start the stream of `item`, or keep the item until there is a place."""
+        if self._source_done:
+            return
+        pending = self._pending
+        pending.append(item)
+        if not self._busy:
+            self._refill()
+        if pending:
+            self._check_undemanded(pending[-1])
+
+    def on_error(self, error: Exception) -> None:
+        """End with `error` once everything in progress is delivered."""
+        if not self._source_done:
+            self._error = error
+            self._end_of_source()
+
+    def on_completed(self) -> None:
+        """End once everything in progress is delivered."""
+        if not self._source_done:
+            self._end_of_source()
+
+    def _end_of_source(self) -> None:
+        self._source_done = True
+        self.flow.remove_source(self._cut)
+        if not self._busy:
+            self._complete_if_done()
+
+    def _check_undemanded(self, item: Any) -> None:
+        if isinstance(item, GroupedObservable):
+            self._fail(ConfigError(GROUPED))
+        elif len(self._pending) > UNDEMANDED:
+            self._fail(ConfigError(TOO_MANY))
+
+    # the inner streams
+
+    def _refill(self) -> None:
+        pending = self._pending
+        running = self._running
+        self._busy = True
+        try:
+            while pending and len(running) < self._window and self._load() < self._limit and not self._outlet.stopped:
+                self._begin(pending.popleft())
+        finally:
+            self._busy = False
+        if self._source_done:
+            self._complete_if_done()
+        elif self.waiting:
+            self.wake()
+
+    def _begin(self, item: Any) -> None:
+        inner = self._new_inner(item)
+        self._running.add(inner)
+        try:
+            stream = self._mapper(item)
+        except Exception as error:
+            inner.on_error(error)
+            return
+        if inner.stage is None:
+            discard(stream)  # the mapper ended the run
+            return
+        subscription = subscribe_inner(stream, inner, self._inner_carrier, "mapper")
+        if inner.stage is not None:
+            inner.subscription = subscription
+            return
+        subscription.dispose()  # it ended, or was disposed, before it was subscribed
+        if self._outlet.stopped and self.flow.failed is not None:
+            raise self.flow.failed  # the consumer's own; a foreign subscribe has swallowed it
+
+    def _new_inner(self, item: Any) -> _Inner:
+        return _Inner(self, item)
+
+    def emit(self, _inner: _Inner, value: Any) -> None:
+        """Emit what an inner stream emitted."""
+        self._outlet.push(value)
+
+    def failed(self, inner: _Inner, error: Exception) -> None:
+        """Fail one item: as a value, unless the caller wants the stream to end."""
+        if self._raising:
+            self._fail(error)
+            return
+        self.emit(inner, failure(inner.item, error))
+        self.ended(inner)
+
+    def ended(self, inner: _Inner) -> None:
+        """Free the place of a finished inner stream."""
+        self._running.discard(inner)
+        self._after()
+
+    def _after(self) -> None:
+        if self._busy or self._outlet.stopped:
+            return
+        if self._pending:
+            self._refill()
+        elif self._source_done:
+            self._complete_if_done()
+        if self.waiting:
+            self.wake()
+
+    # the ends
+
+    def _complete_if_done(self) -> None:
+        if not self._pending and not self._running:
+            self._outlet.end(self._error)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._outlet.stopped:
+            self._release()
+            self._outlet.fail(error)
+
+    def dispose(self) -> None:
+        """Cancel the source and everything in progress."""
+        self._outlet.dispose()
+        self._release()
+
+    def _release(self) -> None:
+        self._source_done = True
+        self.flow.remove_source(self._cut)
+        if self._upstream is not None:
+            self._upstream.dispose()
+            self._upstream = None
+        for inner in list(self._running):
+            inner.dispose()
+        self._running.clear()
+        self._pending.clear()
+
+
+class _OrderedStage(_Stage):
+    """Emits item by item: only the oldest passes on, those after it keep what they have."""
+
+    __slots__ = ("_flushing", "_order")
+
+    def __init__(self, operator: _FlatMap, observer: Observer[Any], carrier: DemandScheduler) -> None:
+        super().__init__(operator, observer, carrier)
+        self._order: deque[_KeepingInner] = deque()
+        self._flushing = False  # an item that ends while another is flushed waits for the loop that runs
+
+    def _load(self) -> int:
+        return len(self._order) + len(self._outlet.held)
+
+    def _new_inner(self, item: Any) -> _Inner:
+        inner = _KeepingInner(self, item)
+        self._order.append(inner)
+        return inner
+
+    def emit(self, inner: _Inner, value: Any) -> None:
+        assert isinstance(inner, _KeepingInner)  # noqa: S101  for the type checkers
+        if inner is self._order[0] and not inner.kept:
+            super().emit(inner, value)
+        else:
+            inner.kept.append(value)
+
+    def ended(self, inner: _Inner) -> None:
+        self._running.discard(inner)
+        if not self._flushing:
+            self._flushing = True
+            try:
+                self._flush()
+            finally:
+                self._flushing = False
+        self._after()
+
+    def _flush(self) -> None:
+        """Emit what the oldest kept; go on to the next while the oldest has ended."""
+        order = self._order
+        while order:
+            head = order[0]
+            while head.kept:
+                super().emit(head, head.kept.popleft())
+            if not order or head in self._running:
+                return  # disposed on the way, or still at it
+            order.popleft()
+
+    def _release(self) -> None:
+        super()._release()
+        self._order.clear()
+
+
+class _Inner:
+    """The observer of one inner stream; it knows its item, so identity travels with it."""
+
+    __slots__ = ("item", "stage", "subscription")
+
+    def __init__(self, stage: _Stage, item: Any) -> None:
+        self.stage: _Stage | None = stage
+        self.item = item
+        self.subscription: Disposable | None = None
+
+    def on_next(self, value: Any) -> None:
+        if self.stage is not None:
+            self.stage.emit(self, value)
+
+    def on_error(self, error: Exception) -> None:
+        stage = self.stage
+        if stage is not None:
+            self.stage = None
+            stage.failed(self, error)
+
+    def on_completed(self) -> None:
+        stage = self.stage
+        if stage is not None:
+            self.stage = None
+            stage.ended(self)
+
+    def dispose(self) -> None:
+        self.stage = None
+        if self.subscription is not None:
+            self.subscription.dispose()
+
+
+class _KeepingInner(_Inner):
+    """An inner stream whose turn to emit may come later."""
+
+    __slots__ = ("kept",)
+
+    def __init__(self, stage: _Stage, item: Any) -> None:
+        super().__init__(stage, item)
+        self.kept: deque[Any] = deque()
+
+
+def failure(item: Any, error: Exception) -> Outcome[Any]:
+    """Return the outcome of an item that failed; what is no request stands as the body of one."""
+    request = item if isinstance(item, Request) else Request(body=item, operation="item")
+    return Outcome(request=request, error=error.with_traceback(None))

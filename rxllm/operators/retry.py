@@ -1,0 +1,160 @@
+"""Subscribe again after a transient error, later and later."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rxllm import runtime
+from rxllm.demand import Stream, subscribe
+from rxllm.errors import check_callable, check_number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reactivex import Observable
+
+    from rxllm.clock import Handle
+    from rxllm.demand import DemandScheduler, Disposable, Observer
+    from rxllm.policies.backoff import Backoff
+
+__all__ = ["retry"]
+
+T = TypeVar("T")
+
+
+def retry(
+    backoff: Backoff,
+    *,
+    deadline: float = 3600.0,
+    draw: Callable[[float, float], float] = runtime.uniform,
+) -> Callable[[Observable[T]], Observable[T]]:
+    """Subscribe again after a transient error, waiting longer each time.
+
+        source           --#            --#                --r|
+        retry(backoff)   ----(wait)-------(wait, longer)-----r|
+
+    Emits: what the source emits, from every try: put it around streams of one item.
+    Holds: nothing.
+    Errors: one that is not `transient` at once; a transient one when the tries are used up, or when the wait would end
+        beyond the deadline. It is the last try's own error, not a wrapper.
+    Completes: with the source.
+    Dispose: cancels the try or the wait.
+
+    `error.transient` alone decides. `error.retry_after` (seconds) delays the next try in full. A refusal
+    (`error.refusal`: 429, 529) waits the same way and eats no try: only the deadline bounds those.
+
+    Args:
+        backoff: how many tries, and how long between them.
+        deadline: seconds from the subscription after which no further try starts, > 0.
+        draw: (low, high) -> a random number between; a seeded `random.Random(…).uniform` makes a run reproducible.
+
+    Raises:
+        ConfigError: an argument out of range.
+
+    Source: full jitter, Brooker, AWS Architecture Blog, 2015.
+    """
+    check_number("deadline", deadline, above=0)
+    check_callable("draw", draw)
+
+    def apply(source: Observable[T]) -> Observable[T]:
+        return Retry(source, backoff, deadline, draw)
+
+    return apply
+
+
+class Retry(Stream[T]):
+    """`source` with its transient errors retried."""
+
+    def __init__(
+        self, source: Observable[T], backoff: Backoff, deadline: float, draw: Callable[[float, float], float]
+    ) -> None:
+        self.source = source
+        self.backoff = backoff
+        self.deadline = deadline
+        self.draw = draw
+
+    def _start(self, observer: Observer[T], carrier: DemandScheduler) -> Disposable:
+        tries = _Tries(self, observer, carrier)
+        tries.subscribe()
+        return tries
+
+
+class _Tries:
+    """One subscription of retry: its own observer of every try."""
+
+    __slots__ = (
+        "_carrier",
+        "_failures",
+        "_observer",
+        "_operator",
+        "_refusals",
+        "_started",
+        "_stopped",
+        "_timer",
+        "_upstream",
+    )
+
+    def __init__(self, operator: Retry[Any], observer: Observer[Any], carrier: DemandScheduler) -> None:
+        self._operator = operator
+        self._observer = observer
+        self._carrier = carrier
+        self._started = carrier.clock.seconds()
+        self._failures = 0
+        self._refusals = 0
+        self._stopped = False
+        self._timer: Handle | None = None
+        self._upstream: Disposable | None = None
+
+    def subscribe(self) -> None:
+        """Start a try."""
+        self._timer = None
+        upstream = subscribe(self._operator.source, self, self._carrier)
+        if self._stopped:
+            upstream.dispose()
+        elif self._timer is None:
+            self._upstream = upstream
+
+    def on_next(self, value: Any) -> None:
+        if not self._stopped:
+            self._observer.on_next(value)
+
+    def on_completed(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            self._observer.on_completed()
+
+    def on_error(self, error: Exception) -> None:
+        if self._stopped:
+            return
+        self._upstream = None
+        delay = self._delay(error)
+        if delay is None:
+            self._stopped = True
+            self._observer.on_error(error)
+        else:
+            self._timer = self._carrier.call_later(delay, self.subscribe)
+
+    def _delay(self, error: Exception) -> float | None:
+        if getattr(error, "transient", False) is not True:
+            return None
+        operator = self._operator
+        hint: float | None = getattr(error, "retry_after", None)
+        delay: float | None
+        if getattr(error, "refusal", False) is True:
+            self._refusals += 1
+            delay = operator.backoff.wait(self._refusals, hint, operator.draw)
+        else:
+            self._failures += 1
+            delay = operator.backoff.delay(self._failures, hint, operator.draw)
+        if delay is None or self._carrier.clock.seconds() + delay >= self._started + operator.deadline:
+            return None
+        return delay
+
+    def dispose(self) -> None:
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._upstream is not None:
+            self._upstream.dispose()
+            self._upstream = None

@@ -1,0 +1,172 @@
+"""Split one stream into several without subscribing, and paying, more than once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rxllm.demand import NOTHING, Demand, Outlet, Stream, subscribe
+from rxllm.errors import ConfigError, check_number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reactivex import Observable
+
+    from rxllm.clock import Clock
+    from rxllm.demand import DemandScheduler, Disposable, Observer
+
+__all__ = ["tee"]
+
+T = TypeVar("T")
+
+UNASKED = 64  # items a turn when no branch says what it can take
+
+
+def tee(n: int) -> Callable[[Observable[T]], tuple[Observable[T], ...]]:
+    """Split a stream into `n` that share one subscription to the source.
+
+        source     -a-b-c-|
+        first      -a-b-c-|
+        second     -a-b-c-|
+
+    Emits: every item, to every branch.
+    Holds: for each branch what it has no room for, at most one turn's worth: the slowest branch sets the pace for all.
+    Errors: passed to every branch, after what it holds.
+    Completes: every branch, after what it holds.
+    Dispose: a branch leaves; the last one to leave cancels the source.
+
+    The source is subscribed when all `n` branches are; until then nothing flows. Each branch can be subscribed once.
+
+    Args:
+        n: branches, >= 1.
+
+    Returns:
+        A tuple of `n` observables: `first, second = outcomes.pipe(tee(2))`.
+
+    Raises:
+        ConfigError: `n` out of range; in a branch: a second subscription, or one on another loop than the first.
+    """
+    check_number("n", n, least=1, integer=True)
+
+    def apply(source: Observable[T]) -> tuple[Observable[T], ...]:
+        hub = _Hub(source, n)
+        return tuple(_Branch(hub, number) for number in range(n))
+
+    return apply
+
+
+class _Hub:
+    """What the branches share: the source until all have subscribed, then its one subscription."""
+
+    def __init__(self, source: Observable[Any], n: int) -> None:
+        self.source = source
+        self.expected = n
+        self.clock: Clock | None = None
+        self.branches: dict[int, Outlet[Any]] = {}
+        self.seen: set[int] = set()
+        self.split: _Split | None = None
+
+    def join(self, number: int, observer: Observer[Any], carrier: DemandScheduler) -> Disposable:
+        if number in self.seen:
+            msg = "a branch of tee can be subscribed once: split into more branches instead"
+            raise ConfigError(msg)
+        if self.clock is not None and self.clock is not carrier.clock:
+            msg = f"the branches of tee must run on one loop: one is on {self.clock!r}, this one on {carrier.clock!r}"
+            raise ConfigError(msg)
+        self.clock = carrier.clock
+        self.seen.add(number)
+        self.branches[number] = Outlet(observer, carrier, self._after)
+        if len(self.seen) == self.expected and self.branches:
+            self.split = _Split(self, carrier)
+            self.split.connect(carrier)
+        return _Leave(self, number)
+
+    def _after(self) -> None:
+        if self.split is not None:
+            self.split.wake()
+
+    def leave(self, number: int) -> None:
+        outlet = self.branches.pop(number, None)
+        if outlet is None:
+            return
+        outlet.dispose()
+        if self.split is None:
+            return
+        if self.branches:
+            self.split.wake()
+        elif len(self.seen) == self.expected:
+            self.split.dispose()
+
+
+class _Split(Demand):
+    """The demand on the source, and its observer."""
+
+    __slots__ = ("_hub", "_upstream", "done")
+
+    def __init__(self, hub: _Hub, carrier: DemandScheduler) -> None:
+        super().__init__(carrier.clock, carrier.flow)
+        self._hub = hub
+        self._upstream: Disposable | None = None
+        self.done = False
+
+    def connect(self, carrier: DemandScheduler) -> None:
+        upstream = subscribe(self._hub.source, self, carrier.with_demand(self))
+        if self.done:
+            upstream.dispose()
+        else:
+            self._upstream = upstream
+
+    def room(self) -> int:
+        """Return what the slowest branch can take; one item ahead of it, none while a branch holds any."""
+        outlets = self._hub.branches.values()
+        if any(outlet.held for outlet in outlets):
+            return 0
+        return max(1, min((UNASKED if outlet.below is None else outlet.below.room() for outlet in outlets), default=1))
+
+    def on_next(self, value: Any) -> None:
+        for outlet in list(self._hub.branches.values()):
+            outlet.push(value)
+
+    def on_error(self, error: Exception) -> None:
+        self._end(error)
+
+    def on_completed(self) -> None:
+        self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        if not self.done:
+            self.done = True
+            for outlet in list(self._hub.branches.values()):
+                outlet.end(error)
+
+    def dispose(self) -> None:
+        self.done = True
+        if self._upstream is not None:
+            self._upstream.dispose()
+            self._upstream = None
+
+
+class _Branch(Stream[Any]):
+    def __init__(self, hub: _Hub, number: int) -> None:
+        self.hub = hub
+        self.number = number
+
+    def _start(self, observer: Observer[Any], carrier: DemandScheduler) -> Disposable:
+        try:
+            return self.hub.join(self.number, observer, carrier)
+        except ConfigError as error:
+            observer.on_error(error)
+            return NOTHING
+
+
+class _Leave:
+    """The subscription of one branch."""
+
+    __slots__ = ("_hub", "_number")
+
+    def __init__(self, hub: _Hub, number: int) -> None:
+        self._hub = hub
+        self._number = number
+
+    def dispose(self) -> None:
+        self._hub.leave(self._number)
