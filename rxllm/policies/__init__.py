@@ -9,6 +9,8 @@ from rxllm.policies.meters import Meter, meter
 from rxllm.policies.pace import Pace, PaceTicket
 from rxllm.policies.quota import Quota, Strategy, parse_quotas
 from rxllm.policies.sliding import SlidingLog, Ticket
+from rxllm.policies.timeouts import Timeouts
+from rxllm.policies.validation import Validate
 
 __all__ = [
     "Backoff",
@@ -21,6 +23,8 @@ __all__ = [
     "SlidingLog",
     "Strategy",
     "Ticket",
+    "Timeouts",
+    "Validate",
     "charge",
     "meter",
     "parse_quotas",

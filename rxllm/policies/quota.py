@@ -1,0 +1,207 @@
+"""How much of what in how much time: the value, and the text that says it."""
+
+import math
+import re
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
+
+import msgspec
+
+from rxllm.errors import ConfigError, check_choice, check_number
+
+__all__ = ["Quota", "Strategy", "parse_quotas"]
+
+Strategy = Literal["sliding"]
+
+
+class _Limited(msgspec.Struct, frozen=True):
+    """The one field of a quota that is given by position."""
+
+    limit: float
+
+
+class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """At most `limit` of `unit` in any `per` seconds.
+
+    Args:
+        limit: A number, or a text that says the unit and the seconds too, see `parse_quotas`.
+        per: Seconds.
+        unit: What is counted: "requests", "tokens", or a word of the caller's own.
+        strategy: "sliding": the sum over any `per` seconds, exactly.
+        margin: Seconds by which the window is kept longer than `per`, because requests arrive at the server
+            at other distances than they left; None is 0.05 s, or a twentieth of a window below 1 s.
+
+    Raises:
+        ConfigError: A value is of the wrong type or out of its bounds, a text cannot be read or says what
+            `per` or `unit` say already.
+
+    >>> Quota("90_000 tokens/minute") == Quota(90_000, per=60.0, unit="tokens")
+    True
+    >>> print(Quota("10/0.1 seconds"))
+    10 requests per 0.1 seconds
+    """
+
+    per: float = 0.0  # not given
+    unit: str = ""  # not given: "requests", unless a text says another
+    strategy: Strategy = "sliding"
+    margin: float | None = None
+
+    if TYPE_CHECKING:  # msgspec makes the constructor; a text is taken there but never stays in the field
+
+        def __init__(
+            self,
+            limit: float | str,
+            /,
+            *,
+            per: float = ...,
+            unit: str = ...,
+            strategy: Strategy = ...,
+            margin: float | None = ...,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        limit, per, unit = self._given()
+        if unit == "requests" and 0 < limit < 1:
+            raise ConfigError(
+                f"limit must be >= 1 for requests, got {limit!r}: no request would ever fit; "
+                f"say 1 per {per / limit:g} seconds"
+            )
+        check_choice("strategy", self.strategy, ("sliding",))
+        check_number("margin", self.margin, least=0, optional=True)
+        for name, value in (("limit", limit), ("per", per), ("unit", unit)):
+            msgspec.structs.force_setattr(self, name, value)
+
+    def __str__(self) -> str:
+        """Return a text that reads back as the same limit, seconds and unit."""
+        return f"{_written(self.limit)} {self.unit} per {_written(self.per)} seconds"
+
+    @property
+    def window(self) -> float:
+        """Seconds for which a booking counts: `per` and the margin."""
+        return self.per + (min(0.05, self.per / 20) if self.margin is None else self.margin)
+
+    def _given(self) -> "_Rate":
+        given: object = self.limit
+        if not isinstance(given, str):
+            check_number("limit", given, least=0)
+            if self.per == 0 and not isinstance(self.per, bool):
+                raise ConfigError(f"per must be given: Quota({given!r}, per=60.0), or a text: Quota('{given}/minute')")
+            check_number("per", self.per, least=SHORTEST)
+            return _Rate(float(self.limit), float(self.per), _counted(self.unit) or "requests")
+        rates = _rates(given)
+        if len(rates) > 1:
+            raise ConfigError(f"limit must be one quota, got {given!r}: use parse_quotas for several")
+        (rate,) = rates
+        unit = _counted(self.unit)
+        if self.per != 0:
+            raise ConfigError(f"per must not be given besides a text, got {self.per!r} and {given!r}")
+        if unit and rate.unit and unit != rate.unit:
+            raise ConfigError(f"unit must not be given besides a text that says it, got {self.unit!r} and {given!r}")
+        return rate._replace(unit=rate.unit or unit or "requests")
+
+
+SHORTEST = 0.001  # seconds: no timer is finer
+
+
+def parse_quotas(text: str) -> tuple[Quota, ...]:
+    """Read quotas: `amount [unit] (/ | per) [number] period`, several of them separated by `;`, `,` or `|`.
+
+    The amount and the number may have underscores, a fraction and an exponent. The unit is one word,
+    "requests" if there is none; "request" and "token" are taken as plurals. The period is a second (sec), minute
+    (min), hour, day, week, month (30 days) or year (360 days), or the plural. Capital letters and spaces do not
+    matter. All that the `limits` package reads is read here, and means the same.
+
+    Raises:
+        ConfigError: The text cannot be read; the message says from where on.
+
+    >>> [str(quota) for quota in parse_quotas("500/minute; 1_000 tokens per 10 seconds")]
+    ['500 requests per 60 seconds', '1000 tokens per 10 seconds']
+    >>> parse_quotas("500 every minute")
+    Traceback (most recent call last):
+    rxllm.errors.ConfigError: cannot read quota '500 every minute': expected '/' or 'per' at 'every minute'
+    """
+    if not isinstance(text, str):
+        raise ConfigError(f"a quota's text must be a string, got {text!r}")
+    return tuple(Quota(rate.limit, per=rate.per, unit=rate.unit) for rate in _rates(text))
+
+
+class _Rate(NamedTuple):
+    limit: float
+    per: float
+    unit: str  # "" if the text does not say
+
+
+_PERIODS = {
+    "second": 1,
+    "sec": 1,
+    "minute": 60,
+    "min": 60,
+    "hour": 3600,
+    "day": 86_400,
+    "week": 7 * 86_400,
+    "month": 30 * 86_400,  # as in `limits`
+    "year": 360 * 86_400,
+}
+_PLURALS = {
+    "request": "requests",
+    "token": "tokens",
+}  # else the quota would count something that nobody books
+
+_NUMBER = r"[0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
+_AMOUNT = re.compile(rf"\s*({_NUMBER})", re.IGNORECASE)
+_UNIT = re.compile(r"\s+(?!per\b)([a-z][a-z0-9_]*)(?=\s*/|\s+per)", re.IGNORECASE)  # "200k/minute" is no 200 of k
+_EVERY = re.compile(r"\s*(?:/|per)\s*", re.IGNORECASE)
+_PERIOD = re.compile(rf"({_NUMBER})?\s*([a-z]+)\s*", re.IGNORECASE)
+_BETWEEN = re.compile(r":?[,;|]")  # `limits` takes the colon, by accident
+_WORD = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def _rates(text: str) -> list[_Rate]:
+    """Return what the text says, part by part."""
+    ends = [found.span() for found in _BETWEEN.finditer(text)]
+    starts = [0, *(after for _, after in ends)]
+    stops = [*(before for before, _ in ends), len(text)]
+    return [_rate(text, start, stop) for start, stop in zip(starts, stops, strict=True)]
+
+
+def _rate(text: str, start: int, stop: int) -> _Rate:
+    amount = _AMOUNT.match(text, start, stop)
+    if amount is None:
+        _refuse(text, "a number", start)
+    named = _UNIT.match(text, amount.end(), stop)
+    unit, end = (_counted(named[1].lower()), named.end()) if named else ("", amount.end())
+    every = _EVERY.match(text, end, stop)
+    if every is None:
+        _refuse(text, "'/' or 'per'", end)
+    period = _PERIOD.match(text, every.end(), stop)
+    name = period[2].lower() if period else ""
+    seconds = _PERIODS.get(name) or _PERIODS.get(name.removesuffix("s"))
+    if period is None or seconds is None:
+        _refuse(text, "second, minute, hour, day, week, month or year", period.start(2) if period else every.end())
+    if period.end() != stop:
+        _refuse(text, "the end, or ';'", period.end())
+    limit = float(amount[1])
+    if math.isinf(limit):
+        _refuse(text, "a finite number", amount.start(1))
+    # `limits` reads 0 periods as 1
+    per = seconds * (float(period[1] or 1) or 1.0)
+    if not SHORTEST <= per < math.inf:
+        _refuse(text, f"at least {SHORTEST} seconds, and finitely many,", every.end())
+    return _Rate(limit, per, unit)
+
+
+def _refuse(text: str, wanted: str, at: int) -> NoReturn:
+    at += len(text[at:]) - len(text[at:].lstrip())
+    rest = text[at : at + 20]
+    place = repr(f"{rest}..." if at + 20 < len(text) else rest) if rest else "the end"
+    raise ConfigError(f"cannot read quota {text!r}: expected {wanted} at {place}")
+
+
+def _counted(unit: object) -> str:
+    """Return the unit as quotas name it; "" stays."""
+    if not isinstance(unit, str) or (unit and _WORD.fullmatch(unit) is None):
+        raise ConfigError(f"unit must be a word of small letters, digits and underscores, got {unit!r}")
+    return _PLURALS.get(unit, unit)
+
+
+def _written(number: float) -> str:
+    return str(int(number)) if number.is_integer() else repr(number)

@@ -1,0 +1,32 @@
+"""What makes a reply good, and what to do when it is not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from rxllm.errors import check_callable, check_number
+
+__all__ = ["Validate"]
+
+
+class Validate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A check of each reply, how often to ask, and how to repair the request.
+
+    Args:
+        check: Reply -> None or True (good), False (bad); a ValueError or AssertionError is bad with its text.
+        attempts: Total tries, the first one included, >= 1.
+        repair: (request, reply, error) -> the request of the next try; None: the same again.
+
+    Raises:
+        ConfigError: A value is of the wrong type or out of its bounds.
+    """
+
+    check: Callable[[Any], bool | None]
+    attempts: int = 3
+    repair: Callable[[Any, Any, Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_callable("check", self.check)
+        check_number("attempts", self.attempts, least=1, integer=True)
+        check_callable("repair", self.repair, optional=True)
