@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 from reactivex import Observable
 
-from rxllm.demand import Demand, DemandScheduler, Disposable, Flow, Observer, Stream, subscribe
+from rxllm.demand import Demand, DemandScheduler, Disposable, Flow, Observer, Stream, connected, subscribe
 from rxllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -217,9 +217,8 @@ class Script(Stream[T]):
         self.most = max(self.most, self.active)
         reading = _Reading(self, observer, result)
         if delay <= 0:
-            reading.read()
-        else:
-            reading.handle = carrier.call_later(delay, reading.read)
+            return connected(reading, reading.read)
+        reading.handle = carrier.call_later(delay, reading.read)
         return reading
 
 

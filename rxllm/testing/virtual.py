@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from reactivex import typing as rx_typing
 
+    from rxllm.clock import Alarms
+
 __all__ = ["VirtualScheduler"]
 
 State = TypeVar("State")
@@ -58,6 +60,7 @@ class VirtualScheduler(PeriodicScheduler):
 
     def __init__(self) -> None:
         super().__init__()
+        self.alarms: dict[float, Alarms] = {}
         self._now = 0.0
         self._due: list[_Due] = []
         self._number = 0
