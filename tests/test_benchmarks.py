@@ -1,0 +1,73 @@
+"""Each benchmark runs in its tiny size, says what it should, and loses nothing: figures are for the full size alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rxllm
+
+ROOT = Path(__file__).resolve().parents[1]
+EVERY = {"benchmark", "case", "unit", "loop", "python"}
+
+
+def run(name: str) -> dict[str, dict[str, Any]]:
+    """Return the JSON lines of a benchmark, by case; a benchmark checks its own results and exits otherwise."""
+    path = os.pathsep.join([str(Path(rxllm.__path__[0]).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / f"{name}.py"), "--tiny"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(line.keys() >= EVERY and line["benchmark"] == name for line in lines)
+    cases = {line["case"]: line for line in lines}
+    assert len(cases) == len(lines)
+    return cases
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_memory_measures_growth_bounds_and_the_share_of_two_stages() -> None:
+    cases = run("memory")
+    assert set(cases) == {"one_stage", "two_stages_equal", "two_stages_unequal", "two_stages_unequal_late"}
+    for case in cases.values():
+        assert case["delivered"] == case["items"]
+        assert all(
+            most <= bound for most, bound in zip(case["started_minus_passed_on"], case["stage_bounds"], strict=True)
+        )
+        assert case["pulled_minus_delivered"] <= case["pipeline_bound"]
+        assert case.keys() >= {"goal", "met"}
+    assert cases["one_stage"].keys() >= {"before", "after", "growth", "us_cpu_per_item", "seconds"}
+    assert all(case.keys() >= {"share", "two_stages", "slower_alone"} for name, case in cases.items() if "two" in name)
+
+
+def test_operators_measures_each_operator_and_the_depth_of_the_stack() -> None:
+    cases = run("operators")
+    assert {"bounded", "expand", "overflow", "retry", "tee", "timeout", "validate"} < set(cases)
+    assert {"flat_map_sync", "flat_map_async", "flat_map_ordered", "from_iterable", "Feed"} < set(cases)
+    assert {"stock_pipe", "stock_pipe_on_ours", "stock_flat_map_async", "stock_retry"} < set(cases)
+    for name, case in cases.items():
+        if name.startswith("depth_"):
+            assert case["depth"] == case["depth_of_100"], name
+            assert case["met"] is True
+        else:
+            assert case.keys() >= {"total", "added", "over", "items", "rounds"}
+            assert all(value > 0 for value in case["total"])
+            assert case["over"] is None or case["over"] in cases
+
+
+def test_handoff_measures_what_iterate_adds_and_what_slow_consumers_take() -> None:
+    cases = run("handoff")
+    assert set(cases) == {"iterate_plain", "iterate_flat_map", "slow_consumers"}
+    assert all(case.keys() >= {"goal", "met", "items", "rounds"} for case in cases.values())
+    assert cases["iterate_plain"].keys() >= {"inside", "iterate", "more"}
+    assert cases["slow_consumers"].keys() >= {"alone", "crowded", "share", "threads"}
