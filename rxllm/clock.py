@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import time
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from reactivex import abc
@@ -26,7 +27,7 @@ from rxllm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Clock", "Handle", "LoopClock", "clock_of", "seconds"]
+__all__ = ["Alarm", "Alarms", "Clock", "Handle", "LoopClock", "alarms", "clock_of", "seconds"]
 
 
 class Handle(Protocol):
@@ -41,6 +42,7 @@ class Clock(Protocol):
     """Steady time, timers, and the thread on which a pipeline lives."""
 
     threads: bool  # whether other threads exist for it: false in virtual time
+    alarms: dict[float, Alarms]  # by length, see `alarms`
 
     @property
     def scheduler(self) -> abc.SchedulerBase:
@@ -68,13 +70,89 @@ class Clock(Protocol):
         ...
 
 
+class Alarm:
+    """One of many timers of the same length."""
+
+    __slots__ = ("_alarms", "action", "at")
+
+    def __init__(self, alarms: Alarms, at: float, action: Callable[[], object]) -> None:
+        self._alarms = alarms
+        self.at = at
+        self.action: Callable[[], object] | None = action
+
+    def cancel(self) -> None:
+        """Do not call it."""
+        if self.action is not None:
+            self.action = None
+            self._alarms.cancelled()
+
+
+class Alarms:
+    """Many timers of the same length for the price of one: they end in the order in which they began.
+
+    A timer costs one append, against a heap operation in the loop; hardly one in a thousand ever rings.
+    """
+
+    __slots__ = ("_clock", "_length", "_live", "_queue", "_timer")
+
+    def __init__(self, clock: Clock, length: float) -> None:
+        self._clock = clock
+        self._length = length
+        self._queue: deque[Alarm] = deque()
+        self._live = 0  # those not cancelled
+        self._timer: Handle | None = None
+
+    def start(self, action: Callable[[], object]) -> Alarm:
+        """Call `action` after the length of these alarms, unless it is cancelled."""
+        alarm = Alarm(self, self._clock.seconds() + self._length, action)
+        queue = self._queue
+        while queue and queue[0].action is None:  # the timer may be minutes away: what is over goes now
+            queue.popleft()
+        queue.append(alarm)
+        self._live += 1
+        if self._timer is None:
+            self._timer = self._clock.call_later(self._length, self._ring)
+        return alarm
+
+    def cancelled(self) -> None:
+        """Count one that will not ring; without any the timer goes too."""
+        self._live -= 1
+        if not self._live:
+            self._queue.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _ring(self) -> None:
+        self._timer = None
+        queue = self._queue
+        now = self._clock.seconds()
+        while queue and (queue[0].action is None or queue[0].at <= now):
+            alarm = queue.popleft()
+            action, alarm.action = alarm.action, None
+            if action is not None:
+                self._live -= 1
+                action()
+        if queue and self._timer is None:
+            self._timer = self._clock.call_later(max(0.0, queue[0].at - now), self._ring)
+
+
+def alarms(clock: Clock, length: float) -> Alarms:
+    """Return the alarms of `length` seconds that all users of `clock` share."""
+    found = clock.alarms.get(length)
+    if found is None:
+        found = clock.alarms[length] = Alarms(clock, length)
+    return found
+
+
 class LoopClock:
     """An asyncio loop as a clock. One for each loop, see `clock_of`."""
 
-    __slots__ = ("__weakref__", "_call_soon", "_loop", "_scheduler", "threads")
+    __slots__ = ("__weakref__", "_call_soon", "_loop", "_scheduler", "alarms", "threads")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.threads = True
+        self.alarms: dict[float, Alarms] = {}
         self._loop = loop
         self._call_soon = loop.call_soon
         self._scheduler = AsyncIOScheduler(loop)
@@ -123,10 +201,11 @@ class LoopClock:
 class _VirtualClock:
     """Virtual time of reactivex (TestScheduler, HistoricalScheduler): slower than ours, for tests that are on it."""
 
-    __slots__ = ("_scheduler", "threads")
+    __slots__ = ("_scheduler", "alarms", "threads")
 
     def __init__(self, scheduler: VirtualTimeScheduler) -> None:
         self.threads = False
+        self.alarms: dict[float, Alarms] = {}
         self._scheduler = weakref.ref(scheduler)
 
     def __repr__(self) -> str:
@@ -221,3 +300,8 @@ def seconds(scheduler: abc.SchedulerBase | None) -> float:
     """Return steady seconds on `scheduler`: monotonic on a loop, virtual under a virtual scheduler."""
     clock = clock_of(scheduler)
     return time.monotonic() if clock is None else clock.seconds()
+
+
+def wall() -> float:
+    """Return wall time in seconds since 1970, to read dates of others; it jumps, so measure with `seconds`."""
+    return time.time()

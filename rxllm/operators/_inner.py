@@ -30,7 +30,7 @@ def subscribe_inner(inner: object, observer: Observer[Any], carrier: DemandSched
 
     Anything else becomes `on_error` with a `ConfigError` that says what it was.
     """
-    if isinstance(inner, Observable):
+    if hasattr(inner, "_start") or isinstance(inner, Observable):  # one of ours: isinstance would ask an ABC
         return subscribe(cast("Observable[Any]", inner), observer, carrier)
     if inspect.isawaitable(inner):
         return _Task.start(inner, observer, carrier)

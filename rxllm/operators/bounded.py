@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reactivex import Observable
 
-from rxllm.demand import Demand, Outlet, Stream, subscribe
+from rxllm.demand import UNDEMANDED, Demand, Outlet, Stream, connected, subscribe, undemanded
 from rxllm.errors import ConfigError, check_callable, check_number
 
 if TYPE_CHECKING:
@@ -60,20 +60,7 @@ class _Bounded(Stream[Any]):
 
     def _start(self, observer: Observer[Any], carrier: DemandScheduler) -> Disposable:
         count = _Count(self.n, observer, carrier)
-        try:
-            stream: object = self.inner(_Intake(self.source, count, carrier.with_demand(count)))
-            if not isinstance(stream, Observable):
-                msg = f"inner must return an Observable, got {type(stream).__name__}"
-                raise ConfigError(msg)  # noqa: TRY301  it goes the way of what the operator itself raises
-        except Exception as error:
-            count.on_error(error)
-            return count
-        upstream = subscribe(stream, count, carrier)
-        if count.done:
-            upstream.dispose()
-        else:
-            count.upstream = upstream
-        return count
+        return connected(count, count.connect, self, carrier)
 
 
 class _Count(Demand):
@@ -89,9 +76,32 @@ class _Count(Demand):
         self.done = False
         self.upstream: Disposable | None = None
 
+    def connect(self, operator: _Bounded, carrier: DemandScheduler) -> None:
+        try:
+            stream: object = operator.inner(_Intake(operator.source, self, carrier.with_demand(self)))
+            if not isinstance(stream, Observable):
+                msg = f"inner must return an Observable, got {type(stream).__name__}"
+                raise ConfigError(msg)  # noqa: TRY301  it goes the way of what the operator itself raises
+        except Exception as error:
+            self.on_error(error)
+            return
+        upstream = subscribe(stream, self, carrier)
+        if self.done:
+            upstream.dispose()
+        else:
+            self.upstream = upstream
+
+    def takes(self) -> bool:
+        """Count an item that goes in; say no, and end, when too many came that nobody demanded."""
+        self.inside += 1
+        if self.inside + len(self._outlet.held) > self._n + UNDEMANDED:
+            self.on_error(undemanded())
+            self._release()
+        return not self.done
+
     def room(self) -> int:
         """Return how many more items may go in."""
-        return self._n - self.inside - len(self._outlet.held)
+        return 0 if self.done else self._n - self.inside - len(self._outlet.held)
 
     def on_next(self, value: Any) -> None:
         """Take an item that came out."""
@@ -115,6 +125,9 @@ class _Count(Demand):
     def dispose(self) -> None:
         self.done = True
         self._outlet.dispose()
+        self._release()
+
+    def _release(self) -> None:
         if self.upstream is not None:
             self.upstream.dispose()
             self.upstream = None
@@ -151,5 +164,5 @@ class _Counting:
         self.on_completed = observer.on_completed
 
     def on_next(self, value: Any) -> None:
-        self._count.inside += 1
-        self._observer.on_next(value)
+        if self._count.takes():
+            self._observer.on_next(value)

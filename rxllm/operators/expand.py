@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rxllm.demand import UNDEMANDED, Demand, Outlet, Stream, subscribe
+from rxllm.demand import UNDEMANDED, Demand, Outlet, Stream, connected, subscribe, undemanded
 from rxllm.errors import ConfigError, check_callable
 from rxllm.operators._inner import discard, subscribe_inner
 
@@ -59,14 +59,23 @@ class _Expand(Stream[T]):
 
     def _start(self, observer: Observer[T], carrier: DemandScheduler) -> Disposable:
         expansion = _Expansion(self, observer, carrier)
-        expansion.connect(self.source, carrier)
-        return expansion
+        return connected(expansion, expansion.connect, self.source, carrier)
 
 
 class _Expansion(Demand):
     """One subscription of expand: the observer of its source, and the demand on it."""
 
-    __slots__ = ("_carrier", "_outlet", "_running", "_source_done", "_starting", "_successor", "_turns", "_upstream")
+    __slots__ = (
+        "_carrier",
+        "_outlet",
+        "_running",
+        "_source_done",
+        "_starting",
+        "_successor",
+        "_turns",
+        "_upstream",
+        "_visiting",
+    )
 
     def __init__(self, operator: _Expand[Any], observer: Observer[Any], carrier: DemandScheduler) -> None:
         super().__init__(carrier.clock, carrier.flow)
@@ -77,6 +86,7 @@ class _Expansion(Demand):
         self._running: _Turn | None = None
         self._starting = False
         self._source_done = False
+        self._visiting = 0  # items whose successors are not asked for yet: a consumer may end the source meanwhile
         self._upstream: Disposable | None = None
 
     def connect(self, source: Observable[Any], carrier: DemandScheduler) -> None:
@@ -94,13 +104,23 @@ class _Expansion(Demand):
         """Emit `value` and line up what follows it."""
         if self._source_done:
             return
-        self.visit(value)
+        if max(len(self._turns), len(self._outlet.held)) >= UNDEMANDED:
+            self.on_error(undemanded())
+        else:
+            self.visit(value)
 
     def visit(self, value: Any) -> None:
         """Emit `value`, ask for its successor, and start it if nothing runs."""
-        self._outlet.push(value)
-        if self._outlet.stopped:
-            return
+        self._visiting += 1
+        try:
+            self._outlet.push(value)
+            if not self._outlet.stopped:
+                self._line_up(value)
+        finally:
+            self._visiting -= 1
+        self._after()
+
+    def _line_up(self, value: Any) -> None:
         try:
             stream = self._successor(value)
         except Exception as error:
@@ -116,16 +136,14 @@ class _Expansion(Demand):
             self.on_error(
                 ConfigError(f"expand has more than {UNDEMANDED:,} streams waiting: each item leads to too many others")
             )
-            return
-        self._advance()
 
     def _advance(self) -> None:
-        """Start waiting streams, in a loop while they end at once."""
-        if self._starting:
+        """Start waiting streams, in a loop while they end at once and the consumer has taken what they emitted."""
+        if self._starting or self._visiting:
             return
         self._starting = True
         try:
-            while self._turns and self._running is None and not self._outlet.stopped:
+            while self._turns and self._running is None and not self._outlet.held and not self._outlet.stopped:
                 turn = self._running = _Turn(self)
                 turn.subscription = subscribe_inner(self._turns.popleft(), turn, self._carrier, "next")
                 if self._running is not turn:
@@ -136,13 +154,13 @@ class _Expansion(Demand):
     def ended(self) -> None:
         """Go on after a stream has completed."""
         self._running = None
-        self._advance()
         self._after()
 
     def _after(self) -> None:
+        self._advance()
         if self._outlet.stopped:
             return
-        if self._running is None and not self._turns and self._source_done:
+        if self._source_done and not (self._running or self._turns or self._visiting):
             self._outlet.end()
         elif self.waiting:
             self.wake()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from reactivex.observable.groupedobservable import GroupedObservable
 
-from rxllm.demand import UNDEMANDED, Demand, Outlet, Stream, subscribe
+from rxllm.demand import UNDEMANDED, Demand, Outlet, Stream, connected, subscribe, undemanded
 from rxllm.errors import ConfigError, check_callable, check_choice, check_number
 from rxllm.messages import Outcome, Request
 from rxllm.operators._inner import discard, subscribe_inner
@@ -28,10 +28,6 @@ OnFailure = Literal["emit", "raise"]
 GROUPED = (
     "a group of group_by must be subscribed at once, and the window is full: its items would be lost. Do not group "
     "before a bounded stage; choose by item instead, as in call(client=lambda request: clients[request.model])"
-)
-TOO_MANY = (
-    f"the source emitted {UNDEMANDED:,} items that nobody demanded: use rxllm.from_iterable (it waits), or put "
-    "rxllm.operators.overflow(policy, n) behind a source that cannot wait"
 )
 
 
@@ -126,8 +122,7 @@ class _FlatMap(Stream[Any]):
 
     def _start(self, observer: Observer[Any], carrier: DemandScheduler) -> Disposable:
         stage = (_OrderedStage if self.ordered else _Stage)(self, observer, carrier)
-        stage.connect(carrier)
-        return stage
+        return connected(stage, stage.connect, carrier)
 
 
 class _Stage(Demand):
@@ -171,14 +166,12 @@ class _Stage(Demand):
 
     def connect(self, carrier: DemandScheduler) -> None:
         """Subscribe the source with this stage's demand."""
-        sources = self.flow.sources
         upstream = subscribe(self._source, self, carrier.with_demand(self))
         if self._source_done:
             upstream.dispose()
             return
         self._upstream = upstream
-        if self.flow.sources == sources:  # nothing above can be told to stop pulling, so a drain cuts it off here
-            self.flow.add_source(self._cut)
+        self.flow.add_stage(self._cut, self)
 
     def _cut(self) -> None:
         self.on_completed()
@@ -226,7 +219,7 @@ class _Stage(Demand):
 
     def _end_of_source(self) -> None:
         self._source_done = True
-        self.flow.remove_source(self._cut)
+        self.flow.remove_stage(self._cut)
         if not self._busy:
             self._complete_if_done()
 
@@ -234,7 +227,7 @@ class _Stage(Demand):
         if isinstance(item, GroupedObservable):
             self._fail(ConfigError(GROUPED))
         elif len(self._pending) > UNDEMANDED:
-            self._fail(ConfigError(TOO_MANY))
+            self._fail(undemanded())
 
     # the inner streams
 
@@ -268,8 +261,6 @@ class _Stage(Demand):
             inner.subscription = subscription
             return
         subscription.dispose()  # it ended, or was disposed, before it was subscribed
-        if self._outlet.stopped and self.flow.failed is not None:
-            raise self.flow.failed  # the consumer's own; a foreign subscribe has swallowed it
 
     def _new_inner(self, item: Any) -> _Inner:
         return _Inner(self, item)
@@ -319,7 +310,8 @@ class _Stage(Demand):
 
     def _release(self) -> None:
         self._source_done = True
-        self.flow.remove_source(self._cut)
+        self._window = 0  # no room any more: a source that is released in a later turn has one more to pull in
+        self.flow.remove_stage(self._cut)
         if self._upstream is not None:
             self._upstream.dispose()
             self._upstream = None
@@ -397,13 +389,14 @@ class _Inner:
     def on_error(self, error: Exception) -> None:
         stage = self.stage
         if stage is not None:
-            self.stage = None
+            self.stage = self.subscription = None
             stage.failed(self, error)
+            self.item = None
 
     def on_completed(self) -> None:
         stage = self.stage
         if stage is not None:
-            self.stage = None
+            self.stage = self.subscription = self.item = None  # no cycle is left that would keep the item
             stage.ended(self)
 
     def dispose(self) -> None:

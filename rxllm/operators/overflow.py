@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from rxllm.demand import Outlet, Stream, subscribe
+from rxllm.demand import Outlet, Stream, connected, subscribe
 from rxllm.errors import ConfigError, check_choice, check_number
 
 if TYPE_CHECKING:
@@ -90,12 +90,7 @@ class _Overflow(Stream[Any]):
 
     def _start(self, observer: Observer[Any], carrier: DemandScheduler) -> Disposable:
         queue = _Queue(self, observer, carrier)
-        upstream = subscribe(self.source, queue, carrier)
-        if queue.done:
-            upstream.dispose()
-        else:
-            queue.upstream = upstream
-        return queue
+        return connected(queue, queue.connect, self.source, carrier)
 
 
 class _Queue:
@@ -110,6 +105,13 @@ class _Queue:
         self._dropped = 0
         self.done = False
         self.upstream: Disposable | None = None
+
+    def connect(self, source: Observable[Any], carrier: DemandScheduler) -> None:
+        upstream = subscribe(source, self, carrier)
+        if self.done:
+            upstream.dispose()
+        else:
+            self.upstream = upstream
 
     def on_next(self, value: Any) -> None:
         if self.done:

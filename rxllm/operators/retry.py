@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rxllm import runtime
 from rxllm.demand import Stream, subscribe
-from rxllm.errors import check_callable, check_number
+from rxllm.errors import ConfigError, check_callable, check_number
+from rxllm.policies.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from rxllm.clock import Handle
     from rxllm.demand import DemandScheduler, Disposable, Observer
-    from rxllm.policies.backoff import Backoff
 
 __all__ = ["retry"]
 
@@ -53,6 +53,9 @@ def retry(
 
     Source: full jitter, Brooker, AWS Architecture Blog, 2015.
     """
+    if not isinstance(backoff, Backoff):
+        msg = f"backoff must be a Backoff, got {backoff!r}"
+        raise ConfigError(msg)
     check_number("deadline", deadline, above=0)
     check_callable("draw", draw)
 
@@ -75,7 +78,7 @@ class Retry(Stream[T]):
 
     def _start(self, observer: Observer[T], carrier: DemandScheduler) -> Disposable:
         tries = _Tries(self, observer, carrier)
-        tries.subscribe()
+        tries.subscribe()  # what it raises finds nothing here to release
         return tries
 
 
@@ -127,7 +130,10 @@ class _Tries:
         if self._stopped:
             return
         self._upstream = None
-        delay = self._delay(error)
+        try:
+            delay = self._delay(error)
+        except Exception as bug:  # of the user's draw
+            delay, error = None, bug
         if delay is None:
             self._stopped = True
             self._observer.on_error(error)
@@ -138,7 +144,8 @@ class _Tries:
         if getattr(error, "transient", False) is not True:
             return None
         operator = self._operator
-        hint: float | None = getattr(error, "retry_after", None)
+        hint: object = getattr(error, "retry_after", None)
+        hint = hint if isinstance(hint, int | float) else None  # errors of other packages have other ideas
         delay: float | None
         if getattr(error, "refusal", False) is True:
             self._refusals += 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from rxllm.demand import NOTHING, Demand, Outlet, Stream, subscribe
+from rxllm.demand import NOTHING, UNDEMANDED, Demand, Outlet, Stream, connected, subscribe, undemanded
 from rxllm.errors import ConfigError, check_number
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class _Hub:
         self.branches[number] = Outlet(observer, carrier, self._after)
         if len(self.seen) == self.expected and self.branches:
             self.split = _Split(self, carrier)
-            self.split.connect(carrier)
+            return connected(_Leave(self, number), self.split.connect, carrier)
         return _Leave(self, number)
 
     def _after(self) -> None:
@@ -124,8 +125,17 @@ class _Split(Demand):
         return max(1, min((UNASKED if outlet.below is None else outlet.below.room() for outlet in outlets), default=1))
 
     def on_next(self, value: Any) -> None:
-        for outlet in list(self._hub.branches.values()):
-            outlet.push(value)
+        branches = self._hub.branches
+        for outlet in list(branches.values()):
+            try:
+                outlet.push(value)
+            except BaseException as error:
+                if all(branch.flow.failed is not None for branch in branches.values()):
+                    raise
+                self.clock.call_soon(partial(_raise, error))  # not through the source: it still serves the others
+        if any(len(outlet.held) > UNDEMANDED for outlet in branches.values()):
+            self._end(undemanded())
+            self._release()
 
     def on_error(self, error: Exception) -> None:
         self._end(error)
@@ -141,9 +151,16 @@ class _Split(Demand):
 
     def dispose(self) -> None:
         self.done = True
+        self._release()
+
+    def _release(self) -> None:
         if self._upstream is not None:
             self._upstream.dispose()
             self._upstream = None
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
 
 
 class _Branch(Stream[Any]):

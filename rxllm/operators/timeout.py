@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rxllm.demand import Stream, subscribe
+from rxllm.demand import Stream, connected, subscribe
 from rxllm.errors import ConfigError, TimeoutError, check_number
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ class _Timeout(Stream[T]):
 
     def _start(self, observer: Observer[T], carrier: DemandScheduler) -> Disposable:
         watch = _Watch(self, observer, carrier)
-        watch.connect(self.source)
-        return watch
+        return connected(watch, watch.connect, self.source)
 
 
 class _Watch:
@@ -82,6 +81,7 @@ class _Watch:
         "_timer",
         "_until",
         "_upstream",
+        "_waits",
     )
 
     def __init__(self, operator: _Timeout[Any], observer: Observer[Any], carrier: DemandScheduler) -> None:
@@ -95,11 +95,14 @@ class _Watch:
         first = idle if first is None else first
         self._until = None if first is None else now + first
         self._due = 0.0  # when the timer fires
+        self._waits = False  # for room, with the clock of idle standing still
         self._stopped = False
         self._timer: Handle | None = None
         self._upstream: Disposable | None = None
 
     def connect(self, source: Observable[Any]) -> None:
+        if self._phase == "idle":
+            self._await_item()
         self._arm()
         upstream = subscribe(source, self, self._carrier)
         if self._stopped:
@@ -119,9 +122,9 @@ class _Watch:
         if self._end is not None and now >= self._end:
             self._expire("total")
         elif self._until is not None and now >= self._until:
-            demand = self._carrier.demand
-            if self._idle is not None and self._phase == "idle" and demand is not None and demand.room() <= 0:
-                self._until = now + self._idle
+            if self._phase == "idle":
+                self._await_item()  # there may be no room any more
+            if self._waits:
                 self._arm()
             else:
                 self._expire(self._phase)
@@ -136,11 +139,37 @@ class _Watch:
         if self._stopped:
             return
         self._phase = "idle"
-        self._until = None if self._idle is None else self._carrier.clock.seconds() + self._idle
+        self._observer.on_next(value)
+        if not self._stopped:
+            self._await_item()
+            self._rearm()
+
+    def _await_item(self) -> None:
+        """Start the clock of idle, or have it started when there is room."""
+        if self._idle is None:
+            self._until = None
+            return
+        demand = self._carrier.demand
+        if demand is None or demand.room() > 0:
+            self._until = self._carrier.clock.seconds() + self._idle
+            return
+        self._until = None
+        if not self._waits:
+            self._waits = True
+            demand.wait(self)
+
+    def pull(self, _n: int) -> int:
+        """Start the clock of idle: there is room."""
+        self._waits = False
+        if not self._stopped:
+            self._await_item()
+            self._rearm()
+        return 0
+
+    def _rearm(self) -> None:
         if self._timer is None or (self._until is not None and self._until < self._due):
             self._cancel()
             self._arm()
-        self._observer.on_next(value)
 
     def on_error(self, error: Exception) -> None:
         if not self._stopped:
@@ -155,6 +184,8 @@ class _Watch:
     def _finish(self) -> None:
         self._stopped = True
         self._cancel()
+        if self._waits and self._carrier.demand is not None:
+            self._carrier.demand.leave(self)
 
     def _cancel(self) -> None:
         if self._timer is not None:

@@ -53,7 +53,7 @@ def validate(
     check_callable("repair", repair, optional=True)
 
     def apply(source: Observable[T]) -> Observable[T]:
-        return Validate(source, check, attempts, repair)
+        return Validated(source, check, attempts, repair)
 
     return apply
 
@@ -86,7 +86,7 @@ def _name(check: Callable[[Any], Any]) -> str:
     return getattr(check, "__name__", type(check).__name__)
 
 
-class Validate(Stream[T]):
+class Validated(Stream[T]):
     """`source` with its items checked."""
 
     def __init__(
@@ -103,7 +103,7 @@ class Validate(Stream[T]):
 
     def _start(self, observer: Observer[T], carrier: DemandScheduler) -> Disposable:
         tries = _Tries(self, observer, carrier)
-        tries.run(self.source)
+        tries.run(self.source)  # what it raises finds nothing here to release
         return tries
 
 
@@ -122,7 +122,7 @@ class _Tries:
         "_upstream",
     )
 
-    def __init__(self, operator: Validate[Any], observer: Observer[Any], carrier: DemandScheduler) -> None:
+    def __init__(self, operator: Validated[Any], observer: Observer[Any], carrier: DemandScheduler) -> None:
         self._operator = operator
         self._observer = observer
         self._carrier = carrier

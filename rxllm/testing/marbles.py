@@ -46,7 +46,7 @@ class MarbleError(Exception):
     """What `#` stands for when a test names no error. Not transient."""
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and cast("MarbleError", other).args == self.args
+        return isinstance(other, MarbleError) and other.args == self.args
 
     __hash__ = Exception.__hash__
 

@@ -91,8 +91,11 @@ class VirtualScheduler(PeriodicScheduler):
 
     def call_later(self, delay: float, action: Callable[[], object]) -> _Due:
         """Call `action` after `delay` virtual seconds."""
+        return self._call_at(self._now + max(0.0, delay), action)
+
+    def _call_at(self, at: float, action: Callable[[], object]) -> _Due:
         self._number += 1
-        due = _Due(self._now + max(0.0, delay), self._number, action)
+        due = _Due(at, self._number, action)
         heapq.heappush(self._due, due)
         return due
 
@@ -126,7 +129,8 @@ class VirtualScheduler(PeriodicScheduler):
         self, duetime: rx_typing.AbsoluteTime, action: abc.ScheduledAction[State], state: State | None = None
     ) -> abc.DisposableBase:
         """Schedule `action` at `duetime` (a datetime, or seconds since the start)."""
-        return self.schedule_relative(self.to_seconds(duetime) - self._now, action, state)
+        at = max(self._now, self.to_seconds(duetime))  # as it is: now + (duetime - now) is off by a bit
+        return Disposable(self._call_at(at, lambda: self.invoke_action(action, state)).cancel)
 
     # the test's side
 

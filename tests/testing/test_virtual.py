@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import reactivex as rx
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reactivex import operators as ops
 from reactivex.disposable import SerialDisposable
@@ -46,6 +46,7 @@ def test_run_until_runs_what_is_due_by_then_and_no_more(delays: list[float], unt
 
 @settings(max_examples=60, deadline=None)
 @given(now=st.floats(0, 1e9), at=st.floats(0, 1e9))
+@example(now=1.8468062579631805, at=268435457.9542244)  # now + (at - now) is later than at
 def test_an_absolute_time_is_met_to_the_last_bit(now: float, at: float) -> None:
     scheduler = VirtualScheduler()
     scheduler.run(now)
@@ -118,10 +119,10 @@ def test_a_cancelled_action_does_not_run_and_is_not_pending() -> None:
 def test_an_action_can_cancel_another_one_that_is_due_at_the_same_instant() -> None:
     scheduler = VirtualScheduler()
     ran: list[str] = []
-    scheduler.call_later(1.0, lambda: later.cancel())
+    scheduler.call_later(1.0, lambda: (later.cancel(), ran.append("first")))
     later = scheduler.call_later(1.0, lambda: ran.append("never"))
     scheduler.run()
-    assert ran == []
+    assert ran == ["first"]
 
 
 def test_cancelled_actions_do_not_move_time() -> None:
@@ -228,19 +229,14 @@ def test_it_is_its_own_clock() -> None:
         pytest.param(rx.of("a", "b").pipe(ops.delay(2.0)), [(2.0, "a"), (2.0, "b")], id="delay"),
         pytest.param(rx.never().pipe(ops.timeout(3.0, rx.just("late"))), [(3.0, "late")], id="timeout"),
         pytest.param(rx.interval(1.0).pipe(ops.debounce(0.5), ops.take(2)), [(1.5, 0), (2.5, 1)], id="debounce"),
-        pytest.param(rx.interval(1.0).pipe(ops.sample(2.0), ops.take(2)), [(2.0, 1), (4.0, 3)], id="sample"),
-        pytest.param(
-            rx.interval(1.0).pipe(ops.buffer_with_time(2.0), ops.take(2)), [(2.0, [0, 1]), (4.0, [2, 3])], id="buffer"
-        ),
+        pytest.param(rx.interval(1.0).pipe(ops.sample(2.5), ops.take(1)), [(2.5, 1)], id="sample"),
+        pytest.param(rx.interval(1.0).pipe(ops.buffer_with_time(2.5), ops.take(1)), [(2.5, [0, 1])], id="buffer"),
     ],
 )
 def test_stock_operators_that_take_time_take_virtual_time(stream: Any, expected: list[tuple[float, Any]]) -> None:
     scheduler = VirtualScheduler()
     seen = record(scheduler, stream, until=20.0)
     got = [(event.at, event.value) for event in seen.events if event.kind == "next"]
-    if "sample" in str(expected) or expected in ([(2.0, 1), (4.0, 3)], [(2.0, [0, 1]), (4.0, [2, 3])]):
-        assert [at for at, _ in got] == [at for at, _ in expected]  # which of two at one instant goes first is theirs
-    else:
-        assert got == expected
+    assert got == expected
     seen.dispose()
     assert scheduler.pending == 0
