@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from reactivex import Observable
 
-    from rxllm.demand import DemandScheduler, Disposable, Observer
+    from rxllm.demand import DemandScheduler, Disposable, Observer, Puller
 
 __all__ = ["flat_map"]
 
@@ -25,9 +25,11 @@ A = TypeVar("A")
 B = TypeVar("B")
 OnFailure = Literal["emit", "raise"]
 
+KEPT = 16  # items that an inner stream of an ordered stage may emit before its turn, if it waits for demand
+
 GROUPED = (
-    "a group of group_by must be subscribed at once, and the window is full: its items would be lost. Do not group "
-    "before a bounded stage; choose by item instead, as in call(client=lambda request: clients[request.model])"
+    "the window is full with a group of group_by, whose items come from the source that now has to wait, or are lost. "
+    "Do not group before a bounded stage; choose by item, as in call(client=lambda request: clients[request.model])"
 )
 
 
@@ -205,6 +207,8 @@ class _Stage(Demand):
             self._refill()
         if pending:
             self._check_undemanded(pending[-1])
+        elif isinstance(item, GroupedObservable) and self.room() <= 0:
+            self._fail(ConfigError(GROUPED))  # it would wait for items of a source that waits for it
 
     def on_error(self, error: Exception) -> None:
         """End with `error` once everything in progress is delivered."""
@@ -256,7 +260,7 @@ class _Stage(Demand):
         if inner.stage is None:
             discard(stream)  # the mapper ended the run
             return
-        subscription = subscribe_inner(stream, inner, self._inner_carrier, "mapper")
+        subscription = subscribe_inner(stream, inner, self._carrier_of(inner), "mapper")
         if inner.stage is not None:
             inner.subscription = subscription
             return
@@ -264,6 +268,10 @@ class _Stage(Demand):
 
     def _new_inner(self, item: Any) -> _Inner:
         return _Inner(self, item)
+
+    def _carrier_of(self, _inner: _Inner) -> DemandScheduler:
+        """Return what an inner stream is subscribed with: the demand of the consumer below."""
+        return self._inner_carrier
 
     def emit(self, _inner: _Inner, value: Any) -> None:
         """Emit what an inner stream emitted."""
@@ -339,6 +347,14 @@ class _OrderedStage(_Stage):
         self._order.append(inner)
         return inner
 
+    def _carrier_of(self, inner: _Inner) -> DemandScheduler:
+        assert isinstance(inner, _KeepingInner)  # noqa: S101  for the type checkers
+        return self._inner_carrier.with_demand(_OrderedDemand(self, inner))
+
+    def is_oldest(self, inner: _Inner) -> bool:
+        """Say whether it is the turn of `inner` to emit."""
+        return bool(self._order) and self._order[0] is inner
+
     def emit(self, inner: _Inner, value: Any) -> None:
         assert isinstance(inner, _KeepingInner)  # noqa: S101  for the type checkers
         if inner is self._order[0] and not inner.kept:
@@ -363,8 +379,12 @@ class _OrderedStage(_Stage):
             head = order[0]
             while head.kept:
                 super().emit(head, head.kept.popleft())
-            if not order or head in self._running:
-                return  # disposed on the way, or still at it
+            if not order:
+                return  # disposed on the way
+            if head in self._running:
+                if head.demand is not None:
+                    head.demand.its_turn()
+                return
             order.popleft()
 
     def _release(self) -> None:
@@ -408,11 +428,49 @@ class _Inner:
 class _KeepingInner(_Inner):
     """An inner stream whose turn to emit may come later."""
 
-    __slots__ = ("kept",)
+    __slots__ = ("demand", "kept")
 
     def __init__(self, stage: _Stage, item: Any) -> None:
         super().__init__(stage, item)
+        self.demand: _OrderedDemand | None = None
         self.kept: deque[Any] = deque()
+
+
+class _OrderedDemand(Demand):
+    """The demand of one inner stream: a few items before its turn, then what the consumer has room for."""
+
+    __slots__ = ("_inner", "_stage")
+
+    def __init__(self, stage: _OrderedStage, inner: _KeepingInner) -> None:
+        super().__init__(stage.clock, stage.flow)
+        self._stage = stage
+        self._inner = inner
+        inner.demand = self
+
+    def room(self) -> int:
+        """Return how many more items may be kept, or the consumer's room when the turn has come."""
+        if self.below is not None and self._stage.is_oldest(self._inner):
+            return self.below.room()
+        return KEPT - len(self._inner.kept)
+
+    def wait(self, puller: Puller) -> None:
+        """Offer `puller` room: that of the consumer when the turn has come."""
+        if self.below is not None and self._stage.is_oldest(self._inner):
+            self.below.wait(puller)
+        else:
+            super().wait(puller)
+
+    def leave(self, puller: Puller) -> None:
+        """Offer `puller` nothing more, here or below."""
+        super().leave(puller)
+        if self.below is not None:
+            self.below.leave(puller)
+
+    def its_turn(self) -> None:
+        """Let those who wait here wait for the consumer."""
+        waiting, self.waiting = self.waiting, deque()
+        for puller in waiting:
+            self.wait(puller)
 
 
 def failure(item: Any, error: Exception) -> Outcome[Any]:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from rxllm.demand import NOTHING, UNDEMANDED, Demand, Outlet, Stream, connected, subscribe, undemanded
+from rxllm.demand import (
+    NOTHING,
+    UNDEMANDED,
+    Demand,
+    DemandScheduler,
+    Flow,
+    Outlet,
+    Stream,
+    connected,
+    subscribe,
+    undemanded,
+)
 from rxllm.errors import ConfigError, check_number
 
 if TYPE_CHECKING:
@@ -14,7 +25,7 @@ if TYPE_CHECKING:
     from reactivex import Observable
 
     from rxllm.clock import Clock
-    from rxllm.demand import DemandScheduler, Disposable, Observer
+    from rxllm.demand import Disposable, Observer
 
 __all__ = ["tee"]
 
@@ -64,6 +75,7 @@ class _Hub:
         self.expected = n
         self.clock: Clock | None = None
         self.branches: dict[int, Outlet[Any]] = {}
+        self.stops: dict[int, Callable[[], None]] = {}  # how the run of each branch stops the source
         self.seen: set[int] = set()
         self.split: _Split | None = None
 
@@ -77,20 +89,28 @@ class _Hub:
         self.clock = carrier.clock
         self.seen.add(number)
         self.branches[number] = Outlet(observer, carrier, self._after)
+        stop = self.stops[number] = partial(self._drain, number)
+        carrier.flow.add_source(stop, carrier.demand)
         if len(self.seen) == self.expected and self.branches:
-            self.split = _Split(self, carrier)
-            return connected(_Leave(self, number), self.split.connect, carrier)
+            self.split = _Split(self, carrier.clock)
+            return connected(_Leave(self, number), self.split.connect)
         return _Leave(self, number)
 
     def _after(self) -> None:
         if self.split is not None:
             self.split.wake()
 
+    def _drain(self, _number: int) -> None:
+        """Stop pulling for all: the run of one branch is to drain, and the source is theirs together."""
+        if self.split is not None:
+            self.split.flow.drain()
+
     def leave(self, number: int) -> None:
         outlet = self.branches.pop(number, None)
         if outlet is None:
             return
         outlet.dispose()
+        outlet.flow.remove_source(self.stops.pop(number))
         if self.split is None:
             return
         if self.branches:
@@ -104,14 +124,14 @@ class _Split(Demand):
 
     __slots__ = ("_hub", "_upstream", "done")
 
-    def __init__(self, hub: _Hub, carrier: DemandScheduler) -> None:
-        super().__init__(carrier.clock, carrier.flow)
+    def __init__(self, hub: _Hub, clock: Clock) -> None:
+        super().__init__(clock, Flow(self._failed))
         self._hub = hub
         self._upstream: Disposable | None = None
         self.done = False
 
-    def connect(self, carrier: DemandScheduler) -> None:
-        upstream = subscribe(self._hub.source, self, carrier.with_demand(self))
+    def connect(self) -> None:
+        upstream = subscribe(self._hub.source, self, DemandScheduler(self.clock, self, self.flow))
         if self.done:
             upstream.dispose()
         else:
@@ -131,6 +151,7 @@ class _Split(Demand):
                 outlet.push(value)
             except BaseException as error:
                 if all(branch.flow.failed is not None for branch in branches.values()):
+                    self.flow.fail(error)
                     raise
                 self.clock.call_soon(partial(_raise, error))  # not through the source: it still serves the others
         if any(len(outlet.held) > UNDEMANDED for outlet in branches.values()):
@@ -148,6 +169,12 @@ class _Split(Demand):
             self.done = True
             for outlet in list(self._hub.branches.values()):
                 outlet.end(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """End the runs of all branches: something above them raised."""
+        self.dispose()
+        for outlet in list(self._hub.branches.values()):
+            outlet.flow.fail(error)
 
     def dispose(self) -> None:
         self.done = True
