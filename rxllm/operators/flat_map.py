@@ -37,7 +37,7 @@ GROUPED = (
 def flat_map(
     mapper: Callable[[A], Observable[B] | Awaitable[B]],
     *,
-    window: int,
+    window: int | Callable[[], int],
     ordered: bool = False,
     buffer: int | None = None,
     on_failure: Literal["raise"],
@@ -46,7 +46,7 @@ def flat_map(
 def flat_map(
     mapper: Callable[[A], Observable[B] | Awaitable[B]],
     *,
-    window: int,
+    window: int | Callable[[], int],
     ordered: bool = False,
     buffer: int | None = None,
     on_failure: Literal["emit"] = "emit",
@@ -54,7 +54,7 @@ def flat_map(
 def flat_map(
     mapper: Callable[[A], Observable[B] | Awaitable[B]],
     *,
-    window: int,
+    window: int | Callable[[], int],
     ordered: bool = False,
     buffer: int | None = None,
     on_failure: OnFailure = "emit",
@@ -77,7 +77,7 @@ def flat_map(
 
     Args:
         mapper: item -> Observable or awaitable of what becomes of it. Called once an item.
-        window: items in progress at a time, >= 1.
+        window: items in progress at a time, >= 1; or a function that is asked how many now, before items are started.
         ordered: emit in the order of the source; a slow item holds back those after it.
         buffer: finished items to keep ready for the consumer, >= 0. None: the window of the next stage (0 before a
             sink, which has a queue of its own), and with `ordered` at least this window.
@@ -94,7 +94,8 @@ def flat_map(
         [2, 4, 6]
     """
     check_callable("mapper", mapper)
-    check_number("window", window, least=1, integer=True)
+    if not callable(window):
+        check_number("window", window, least=1, integer=True)
     check_number("buffer", buffer, least=0, integer=True, optional=True)
     check_choice("on_failure", on_failure, ("emit", "raise"))
 
@@ -110,7 +111,7 @@ class _FlatMap(Stream[Any]):
         source: Observable[Any],
         mapper: Callable[[Any], Any],
         *,
-        width: int,
+        width: int | Callable[[], int],
         ordered: bool,
         spare: int | None,
         raising: bool,
@@ -131,6 +132,7 @@ class _Stage(Demand):
     """One subscription of flat_map: the observer of its source, the demand on it, and a puller on the demand below."""
 
     __slots__ = (
+        "_ask",
         "_busy",
         "_error",
         "_inner_carrier",
@@ -142,6 +144,8 @@ class _Stage(Demand):
         "_running",
         "_source",
         "_source_done",
+        "_spare",
+        "_spares_window",
         "_upstream",
         "_window",
     )
@@ -153,11 +157,10 @@ class _Stage(Demand):
         self._source = operator.source
         self._mapper = operator.mapper
         self._raising = operator.raising
-        self._window = operator.width
-        spare = operator.spare
-        if spare is None:
-            spare = max(below.ahead if below is not None else 0, operator.width if operator.ordered else 0)
-        self._limit = operator.width + spare  # started minus passed on
+        self._spare = (below.ahead if below is not None else 0) if operator.spare is None else operator.spare
+        self._spares_window = operator.ordered and operator.spare is None
+        self._ask = operator.width if callable(operator.width) else None
+        self._set_window(operator.width() if callable(operator.width) else operator.width)
         self._inner_carrier = carrier.for_inner()
         self._pending: deque[Any] = deque()  # taken, not started: a source that does not wait
         self._running: set[_Inner] = set()
@@ -182,8 +185,14 @@ class _Stage(Demand):
 
     # the demand on the source
 
+    def _set_window(self, window: int) -> None:
+        self._window = window
+        self._limit = window + (max(self._spare, window) if self._spares_window else self._spare)
+
     def room(self) -> int:
         """Return how many items can be started now."""
+        if self._ask is not None:
+            self._set_window(self._ask())
         return min(self._window - len(self._running), self._limit - self._load()) - len(self._pending)
 
     @property
@@ -236,6 +245,8 @@ class _Stage(Demand):
     # the inner streams
 
     def _refill(self) -> None:
+        if self._ask is not None:
+            self._set_window(self._ask())
         pending = self._pending
         running = self._running
         self._busy = True
@@ -318,6 +329,7 @@ class _Stage(Demand):
 
     def _release(self) -> None:
         self._source_done = True
+        self._ask = None
         self._window = 0  # no room any more: a source that is released in a later turn has one more to pull in
         self.flow.remove_stage(self._cut)
         if self._upstream is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -378,3 +379,19 @@ def test_flat_map_closes_what_its_mapper_returned_after_it_ended_the_run() -> No
     gc.collect()
     assert not subject.observers
     assert (taker.held, taker.ended) == ([], None)
+
+
+def test_a_window_that_is_asked_for_follows_what_it_says():
+    scheduler, window, script = VirtualScheduler(), [2], Script((1.0, "x"))
+    stage = flat_map(lambda _: script, window=lambda: window[0])
+    taker = Taker(scheduler, 1_000).connect(rxllm.from_iterable(itertools.count()).pipe(stage))
+    scheduler.run(until=0.5)
+    assert script.active == 2
+    window[0] = 5
+    scheduler.run(until=1.5)
+    assert script.active == 5
+    window[0] = 1
+    scheduler.run(until=2.5)
+    assert script.active == 1
+    taker.dispose()
+    assert (script.active, scheduler.pending) == (0, 0)
