@@ -520,7 +520,7 @@ def test_lines_after_a_bad_one_are_read(tmp_path):
 
 
 def test_a_line_without_end_is_refused_and_not_read_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("rxllm.sources.LINE", 100)
+    monkeypatch.setattr("rxllm.sources.jsonl.LINE", 100)
     path = write(tmp_path, b"x" * 1000 + b"\n", {"prompt": "second"})
     bad, good = rxllm.collect(rxllm.from_jsonl(path))
     assert "longer than 100 bytes" in str(bad.error)
