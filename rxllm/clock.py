@@ -124,17 +124,23 @@ class Alarms:
                 self._timer = None
 
     def _ring(self) -> None:
-        self._timer = None
         queue = self._queue
         now = self._clock.seconds()
-        while queue and (queue[0].action is None or queue[0].at <= now):
-            alarm = queue.popleft()
-            action, alarm.action = alarm.action, None
-            if action is not None:
-                self._live -= 1
-                action()
-        if queue and self._timer is None:
-            self._timer = self._clock.call_later(max(0.0, queue[0].at - now), self._ring)
+        try:
+            while queue and (queue[0].action is None or queue[0].at <= now):
+                alarm = queue.popleft()
+                action, alarm.action = alarm.action, None
+                if action is not None:
+                    self._live -= 1
+                    action()
+        finally:  # also for those after one that raised
+            if self._timer is not None:
+                self._timer.cancel()  # this one, or one that an action began
+                self._timer = None
+            if self._live:
+                self._timer = self._clock.call_later(max(0.0, queue[0].at - now), self._ring)
+            else:
+                queue.clear()
 
 
 def alarms(clock: Clock, length: float) -> Alarms:
@@ -282,7 +288,7 @@ def clock_of(scheduler: abc.SchedulerBase | None) -> Clock | None:
     Raises:
         ConfigError: a scheduler that is neither asyncio's nor virtual; streams of ours live on one loop.
     """
-    if scheduler is None or isinstance(scheduler, TrampolineScheduler | ImmediateScheduler | NewThreadScheduler):
+    if scheduler is None or isinstance(scheduler, TrampolineScheduler | ImmediateScheduler) or type(scheduler) is NewThreadScheduler:
         return None  # stock `concat` and `repeat` bring a trampoline when they were given nothing, `run()` a new thread
     own = getattr(scheduler, "clock", None)
     if own is not None and hasattr(own, "call_later"):

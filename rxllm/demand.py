@@ -58,9 +58,9 @@ LATE = 1_000  # sources subscribed while a run drains, before what subscribes th
 # between them, when the source is endless and its partner, if it has one, silent. Tests count the items.
 #   bounded: by n, times what is folded into one, plus what is skipped or kept back. (`distinct` keeps every
 #       key it saw.)
-#   one turn late: passes on in a later turn, most of them one item a turn, so 1 + 2 + … + n are asked for
-#       until the consumer is full. With n above 45 that is more than a stage takes undemanded: put it inside
-#       `bounded(n, …)`. (`replay` keeps every item it saw.)
+#   one turn late: passes on in a later turn, most of them one item a turn. The source is then asked for no
+#       more than what comes, and is ahead by 2.5 n at most until the consumer is full. (`replay` keeps every
+#       item it saw.)
 #   unbounded by nature: holds items for a time or a partner, hands them to inner streams, which know no
 #       demand, or asks for one consumer of several. Put it inside `bounded(n, …)` or after the last stage.
 #   pulled for ever: folds or drops. Nothing piles up, but the consumer never fills, so the source is pulled
@@ -243,7 +243,19 @@ class Demand:
     most `room()` items together in one turn of the loop: an operator in between that passes on late is bounded by that.
     """
 
-    __slots__ = ("_turning", "below", "clock", "fed", "flow", "offering", "waiting")
+    __slots__ = (
+        "_asked",
+        "_late",
+        "_seen",
+        "_turning",
+        "arrived",
+        "below",
+        "clock",
+        "fed",
+        "flow",
+        "offering",
+        "waiting",
+    )
 
     def __init__(self, clock: Clock, flow: Flow) -> None:
         self.clock = clock
@@ -252,6 +264,10 @@ class Demand:
         self.below: Demand | None = None  # the demand that those who fill this one fill in their turn
         self.fed = False  # by something of ours, which a drain can tell to stop
         self.offering = False  # what is emitted now was asked for
+        self.arrived = 0  # items that came, ever: the consumer counts
+        self._seen = 0  # those that had come before the last turn
+        self._asked = 0  # items emitted in the last turn
+        self._late = False  # and not all of them came
         self._turning = False
 
     def room(self) -> int:
@@ -284,14 +300,23 @@ class Demand:
     def _turn(self) -> None:
         waiting = self.waiting
         budget = self.room()
+        came = self.arrived - self._seen
+        if came < self._asked:
+            self._late = True  # an operator in between passes on later, or drops: ask for no more than what comes
+            budget = min(budget, max(1, came))
+        elif self._late:
+            self._late = budget > 2 * came  # all came: ask for more, step by step
+            budget = min(budget, 2 * came)
+        self._seen, self._asked = self.arrived, 0
         extra = budget % max(1, len(waiting))  # so many get one item more than the others
         self.offering = True
         try:
             for left in range(len(waiting), 0, -1):
                 if budget <= 0 or not waiting:
                     break
-                budget -= waiting.popleft().pull(-(-budget // left))
-                budget = min(budget, self.room())
+                sent = waiting.popleft().pull(-(-budget // left))
+                self._asked += sent
+                budget = min(budget - sent, self.room())
             else:
                 waiting.rotate(-extra)  # and they come last in the next turn
         except BaseException as error:

@@ -100,10 +100,18 @@ class _Queue(Demand, Generic[T]):
             subscription.dispose()
         else:
             self._subscription = subscription
+            self.flow.add_stage(self._cut, self)
+
+    def _cut(self) -> None:
+        """Complete here: nothing above can be told to stop pulling."""
+        subscription, self._subscription = self._subscription, None
+        self.on_completed()
+        if subscription is not None:
+            subscription.dispose()
 
     def room(self) -> int:
         """Return the free places; none from full until half empty, so that threads do not ping-pong."""
-        if self.starved:
+        if self.starved or self.finished:
             return 0
         room = self._capacity - len(self.items)
         if room > 0:
@@ -116,6 +124,7 @@ class _Queue(Demand, Generic[T]):
 
     def on_next(self, item: T) -> None:
         if not self.finished:
+            self.arrived += 1
             self.items.append(item)
             self._ring()
 

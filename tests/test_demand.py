@@ -67,6 +67,7 @@ class Backlog:
         self.n -= sent if self.n > 0 else 0
         self.log += [self.name] * sent
         self.demand.left -= sent
+        self.demand.arrived += sent
         if self.n:
             self.demand.wait(self)
         return sent

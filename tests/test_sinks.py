@@ -10,6 +10,7 @@ import time
 import pytest
 import reactivex as rx
 from reactivex import operators as ops
+from reactivex.scheduler import EventLoopScheduler, ThreadPoolScheduler
 
 import rxllm
 from rxllm import errors, runtime
@@ -363,3 +364,19 @@ def test_sixty_four_sinks_at_once_share_the_loop_thread():
 
 def test_the_runtime_is_the_same_between_two_calls():
     assert runtime.background() is runtime.background()
+
+
+def test_a_drain_ends_a_sink_that_stands_directly_below_a_foreign_stream():
+    with rxllm.iterate(rx.interval(0.001)) as ticks:
+        assert next(ticks) == 0
+        runtime.background().post(ticks._queue.drain)
+        assert list(ticks) == list(range(1, ticks.statistics().delivered))
+        assert ticks.statistics().draining
+
+
+@pytest.mark.parametrize("scheduler", [ThreadPoolScheduler(1), EventLoopScheduler()], ids=["thread-pool", "event-loop"])
+def test_a_scheduler_of_threads_is_refused(scheduler):
+    seen = []
+    rxllm.from_iterable([1]).subscribe(on_error=seen.append, scheduler=scheduler)
+    assert isinstance(seen[0], errors.ConfigError)
+    assert "one loop" in str(seen[0])

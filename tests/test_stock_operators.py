@@ -22,7 +22,6 @@ from reactivex import operators as ops
 import rxllm
 from rxllm.clock import Clock, Handle, loop_clock
 from rxllm.demand import OPERATORS, Demand, DemandScheduler, Disposable
-from rxllm.errors import ConfigError
 from rxllm.operators import bounded, flat_map
 from rxllm.testing import Script, Taker, VirtualScheduler
 
@@ -316,10 +315,10 @@ CASES: dict[str, Case] = {
     "flat_map_of_few": of(ops.flat_map(lambda n: rx.of(n, n)), 4, folds=0.5),
     "flat_map_of_ours": of(ops.flat_map(lambda n: rxllm.from_iterable([n, n])), 4.5, folds=0.5),
     # one turn late: 4 items are asked for, one arrives, 3 are asked for, and so on
-    "concat_map_of_synchronous": of(ops.concat_map(rx.of), 10),
+    "concat_map_of_synchronous": of(ops.concat_map(rx.of), 8),
     "delay_subscription": timed(lambda run: ops.delay_subscription(run.hold)),
-    "observe_on": timed(lambda run: ops.observe_on(run.clock.scheduler), 10),
-    "replay": of(ops.replay(mapper=lambda shared: shared), 10),
+    "observe_on": timed(lambda run: ops.observe_on(run.clock.scheduler), 8),
+    "replay": of(ops.replay(mapper=lambda shared: shared), 8),
     # unbounded by nature: they hold items for a time or a partner
     "buffer": timed(lambda run: ops.buffer(rx.interval(run.hold)), size=length),
     "buffer_toggle": timed(lambda run: ops.buffer_toggle(AT_ONCE, run.later), size=length, stalls=True),
@@ -489,27 +488,24 @@ def test_what_a_bounded_operator_runs_ahead_is_the_window(window: int) -> None:
     assert in_virtual_time("map", window=window).largest == window
 
 
-@pytest.mark.parametrize("window", [1, 2, 9, 20])
+@pytest.mark.parametrize("window", [1, 2, 9, 20, 300])
 @pytest.mark.parametrize("name", [name for name, kind in OPERATORS.items() if kind == "one turn late"])
-def test_what_an_operator_one_turn_late_runs_ahead_is_at_most_one_to_the_window_summed_up(
-    name: str, window: int
-) -> None:
-    at_once = name == "delay_subscription"  # all items of a turn, not one
-    most = window if at_once else window * (window + 1) / 2
-    assert in_virtual_time(name, window=window).largest == most
+def test_what_an_operator_one_turn_late_runs_ahead_is_at_most_two_and_a_half_windows(name: str, window: int) -> None:
+    run = in_virtual_time(name, window=window)
+    assert window <= run.largest <= 2.5 * window
+    assert not run.ended
 
 
-@pytest.mark.parametrize("window", [45, 46])
-def test_one_turn_late_is_too_late_for_a_wide_stage_unless_it_is_bounded(window: int) -> None:
+@pytest.mark.parametrize("window", [46, 300])
+def test_one_turn_late_is_not_too_late_for_a_wide_stage(window: int) -> None:
     late = CASES["concat_map_of_synchronous"]
-    plain, within = [], []
-    for inside, errors in ((None, plain), (window, within)):
-        scheduler = VirtualScheduler()
-        run = Run(late, scheduler, unit=1.0, goal=LONG, window=window)
-        run.end = errors.append  # type: ignore[method-assign, assignment]
-        run.limit = LONG * LONG
-        run.connect(inside=inside, stage=True)
-        scheduler.run(until=5.0)
-        run.stop()
-    assert within == []
-    assert [type(error) for error in plain] == [ConfigError] * (window > 45)
+    errors: list[Exception] = []
+    scheduler = VirtualScheduler()
+    run = Run(late, scheduler, unit=1.0, goal=LONG, window=window)
+    run.end = errors.append  # type: ignore[method-assign, assignment]
+    run.limit = LONG * LONG
+    run.connect(inside=None, stage=True)
+    scheduler.run(until=5.0)
+    run.stop()
+    assert errors == []
+    assert run.taken > 0

@@ -93,6 +93,7 @@ class _Count(Demand):
 
     def takes(self) -> bool:
         """Count an item that goes in; say no, and end, when too many came that nobody demanded."""
+        self.arrived += 1
         self.inside += 1
         if self.inside + len(self._outlet.held) > self._n + UNDEMANDED:
             self.on_error(undemanded())

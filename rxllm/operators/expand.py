@@ -104,6 +104,7 @@ class _Expansion(Demand):
         """Emit `value` and line up what follows it."""
         if self._source_done:
             return
+        self.arrived += 1
         if max(len(self._turns), len(self._outlet.held)) >= UNDEMANDED:
             self.on_error(undemanded())
         else:

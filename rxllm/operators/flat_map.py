@@ -210,6 +210,7 @@ class _Stage(Demand):
         """Start the stream of `item`, or keep the item until there is a place."""
         if self._source_done:
             return
+        self.arrived += 1
         pending = self._pending
         pending.append(item)
         if not self._busy:

@@ -124,6 +124,7 @@ class _Tries:
     def on_completed(self) -> None:
         if not self._stopped:
             self._stopped = True
+            self._upstream = None  # no cycle is left for the garbage collector
             self._observer.on_completed()
 
     def on_error(self, error: Exception) -> None:

@@ -145,6 +145,7 @@ class _Split(Demand):
         return max(1, min((UNASKED if outlet.below is None else outlet.below.room() for outlet in outlets), default=1))
 
     def on_next(self, value: Any) -> None:
+        self.arrived += 1
         branches = self._hub.branches
         for outlet in list(branches.values()):
             try:

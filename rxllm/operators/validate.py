@@ -187,6 +187,7 @@ class _Tries:
     def on_completed(self) -> None:
         if not self._stopped and not self._rejected:
             self._stopped = True
+            self._upstream = None  # no cycle is left for the garbage collector
             self._observer.on_completed()
 
     def _end(self, error: Exception) -> None:

@@ -340,6 +340,7 @@ class Taker(Demand):
 
     def on_next(self, value: Any) -> None:
         """Hold an item until the test takes it."""
+        self.arrived += 1
         self.held.append(value)
 
     def on_error(self, error: Exception) -> None:

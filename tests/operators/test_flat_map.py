@@ -395,3 +395,28 @@ def test_a_window_that_is_asked_for_follows_what_it_says():
     assert script.active == 1
     taker.dispose()
     assert (script.active, scheduler.pending) == (0, 0)
+
+
+def test_streams_behind_the_oldest_keep_a_bounded_number_of_items_and_lose_none():
+    scheduler, pulled = VirtualScheduler(), [0]
+
+    def counted(n: int) -> Observable[int]:
+        def items() -> Iterator[int]:
+            for _ in range(100):
+                pulled[0] += 1
+                yield n
+
+        return rxllm.from_iterable(items())
+
+    stage = flat_map(counted, window=4, ordered=True, on_failure="raise")
+    taker = Taker(scheduler, 2).connect(rxllm.from_iterable(range(6)).pipe(stage))
+    ahead = 0
+    scheduler.run()
+    while taker.take():
+        scheduler.run()
+        ahead = max(ahead, pulled[0] - len(taker.taken))
+    assert taker.taken == [n for n in range(6) for _ in range(100)]
+    assert ahead <= 4 * 16 + 2  # a window of streams keeps 16 each, the consumer two
+    assert taker.ended is not None
+    assert taker.ended.kind == "completed"
+    assert scheduler.pending == 0
