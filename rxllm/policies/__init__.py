@@ -3,29 +3,65 @@
 Time, random draws and counts come in as arguments.
 """
 
-from rxllm.policies.accounting import Ending, charge
+from rxllm.policies.accounting import (
+    ACCOUNTING,
+    ANTHROPIC,
+    AZURE_OPENAI,
+    GENERIC,
+    GROQ,
+    OPENAI,
+    VLLM,
+    Accounting,
+    Cell,
+    Ending,
+    Rule,
+    charge,
+)
 from rxllm.policies.backoff import Backoff, Draw
+from rxllm.policies.bucket import TokenBucket
+from rxllm.policies.fixed import FixedWindow
+from rxllm.policies.headers import Limits, Truth, read_limits
 from rxllm.policies.meters import Meter, meter
 from rxllm.policies.pace import Pace, PaceTicket
 from rxllm.policies.quota import Quota, Strategy, parse_quotas
+from rxllm.policies.ramp import Ramp
 from rxllm.policies.sliding import SlidingLog, Ticket
 from rxllm.policies.timeouts import Timeouts
+from rxllm.policies.tokens import TokenErrors, TokenEstimator
 from rxllm.policies.validation import Validate
 
 __all__ = [
+    "ACCOUNTING",
+    "ANTHROPIC",
+    "AZURE_OPENAI",
+    "GENERIC",
+    "GROQ",
+    "OPENAI",
+    "VLLM",
+    "Accounting",
     "Backoff",
+    "Cell",
     "Draw",
     "Ending",
+    "FixedWindow",
+    "Limits",
     "Meter",
     "Pace",
     "PaceTicket",
     "Quota",
+    "Ramp",
+    "Rule",
     "SlidingLog",
     "Strategy",
     "Ticket",
     "Timeouts",
+    "TokenBucket",
+    "TokenErrors",
+    "TokenEstimator",
+    "Truth",
     "Validate",
     "charge",
     "meter",
     "parse_quotas",
+    "read_limits",
 ]

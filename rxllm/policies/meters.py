@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+from rxllm.policies.bucket import TokenBucket
+from rxllm.policies.fixed import FixedWindow
 from rxllm.policies.quota import Quota
 from rxllm.policies.sliding import SlidingLog, Ticket
 
@@ -37,6 +39,10 @@ class Meter(Protocol):
         """Return what fits now; below zero it is a debt."""
         ...
 
+    def booked(self, now: float) -> float:
+        """Return what is not available because of our own bookings."""
+        ...
+
     def next_expiry(self, now: float) -> float | None:
         """Return when something booked is free again next; None if nothing is booked."""
         ...
@@ -45,7 +51,53 @@ class Meter(Protocol):
         """Return when `cost` fits at the earliest if nothing else is booked or settled; infinity if never."""
         ...
 
+    def rebase(
+        self,
+        remaining: float,
+        reset: float | None,
+        now: float,
+        *,
+        limit: float | None = None,
+        pending: float = 0.0,
+        sent: float | None = None,
+    ) -> None:
+        """Take over what the server says in a reply.
 
-def meter(quota: Quota) -> Meter:
-    """Return a new, empty meter for `quota`."""
-    return SlidingLog(quota.limit, quota.window)
+        Our own bookings are never reduced by it: what is booked and on its way stays booked. What the server
+        counts beyond them is the use of others (`Others`); a newer statement replaces it, up or down:
+
+            others = limit - remaining - (booked by us and counted by the server)
+
+        The last term is the difficulty. The server counted at some moment between `sent` and `now`; it has not
+        counted what we booked after that, and perhaps not what was then on its way. `pending` is how much of our
+        bookings that is. The sum of all that was booked since shortly before `sent` is always safe, but much too
+        much when replies are slow: as much has expired meanwhile. 0.0 is right if the server writes its headers
+        when it replies; else it overlooks as much of the others as `booked()` has grown since `sent`, which is
+        nothing in a steady flow.
+
+        What is known of others is never forgotten early: a smaller number of theirs counts only if its attempt was
+        sent when all larger ones were known, and 0 remaining only says that there may be more of them.
+
+        Args:
+            remaining: What the server has left.
+            reset: Seconds until its state is as if nothing had been used; None or 0: not said.
+            now: When the reply came.
+            limit: The server's limit; it becomes ours up to `most`. None: not said.
+            pending: What we have booked that the server may not have counted.
+            sent: When the attempt was sent; None: unknown, and the statement can only tighten.
+        """
+        ...
+
+
+def meter(quota: Quota, *, most: float | None = None) -> Meter:
+    """Return a new, empty meter for `quota`.
+
+    Args:
+        quota: What it counts.
+        most: The largest limit that the server may state; infinity for a quota that only its headers have told.
+            None: that of `quota`.
+    """
+    limit, per, margin = quota.limit, quota.per, quota.grace
+    if quota.strategy == "bucket":
+        return TokenBucket(limit, per, burst=quota.burst, margin=margin, most=most)
+    return (FixedWindow if quota.strategy == "fixed" else SlidingLog)(limit, per, margin=margin, most=most)

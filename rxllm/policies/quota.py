@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, get_args
 
 import msgspec
 
@@ -10,7 +10,7 @@ from rxllm.errors import ConfigError, check_choice, check_number
 
 __all__ = ["Quota", "Strategy", "parse_quotas"]
 
-Strategy = Literal["sliding"]
+Strategy = Literal["sliding", "fixed", "bucket"]
 
 
 class _Limited(msgspec.Struct, frozen=True):
@@ -26,9 +26,11 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
         limit: A number, or a text that says the unit and the seconds too, see `parse_quotas`.
         per: Seconds.
         unit: What is counted: "requests", "tokens", or a word of the caller's own.
-        strategy: "sliding": the sum over any `per` seconds, exactly.
+        strategy: How the provider counts. "sliding": the sum over any `per` seconds. "fixed": a counter that falls to
+            zero every `per` seconds. "bucket": what was used comes back by and by, `limit` every `per` seconds.
         margin: Seconds by which the window is kept longer than `per`, because requests arrive at the server
             at other distances than they left; None is 0.05 s, or a twentieth of a window below 1 s.
+        burst: What a bucket holds at most; None is `limit`. Only with the strategy "bucket".
 
     Raises:
         ConfigError: A value is of the wrong type or out of its bounds, a text cannot be read or says what
@@ -44,6 +46,7 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
     unit: str = ""  # not given: "requests", unless a text says another
     strategy: Strategy = "sliding"
     margin: float | None = None
+    burst: float | None = None
 
     if TYPE_CHECKING:  # msgspec makes the constructor; a text is taken there but never stays in the field
 
@@ -56,6 +59,7 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
             unit: str = ...,
             strategy: Strategy = ...,
             margin: float | None = ...,
+            burst: float | None = ...,
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -65,8 +69,13 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"limit must be >= 1 for requests, got {limit!r}: no request would ever fit; "
                 f"say 1 per {per / limit:g} seconds"
             )
-        check_choice("strategy", self.strategy, ("sliding",))
+        check_choice("strategy", self.strategy, get_args(Strategy))
         check_number("margin", self.margin, least=0, optional=True)
+        if unit == "requests":
+            check_number("burst", self.burst, least=1, optional=True)
+        check_number("burst", self.burst, above=0, optional=True)
+        if self.burst is not None and self.strategy != "bucket":
+            raise ConfigError(f"burst must not be given without strategy='bucket', got {self.burst!r}")
         for name, value in (("limit", limit), ("per", per), ("unit", unit)):
             msgspec.structs.force_setattr(self, name, value)
 
@@ -77,7 +86,12 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def window(self) -> float:
         """Seconds for which a booking counts: `per` and the margin."""
-        return self.per + (min(0.05, self.per / 20) if self.margin is None else self.margin)
+        return self.per + self.grace
+
+    @property
+    def grace(self) -> float:
+        """Seconds: the margin, or what it is if none is given."""
+        return min(0.05, self.per / 20) if self.margin is None else self.margin
 
     def _given(self) -> "_Rate":
         given: object = self.limit

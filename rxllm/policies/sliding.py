@@ -4,6 +4,8 @@ import math
 from array import array
 from typing import TypeAlias
 
+from rxllm.policies.others import Others, latest
+
 __all__ = ["SLOTS", "SlidingLog", "Ticket"]
 
 SLOTS = 4096  # 64 kB a log, and 0.025 % of the window
@@ -15,17 +17,21 @@ class SlidingLog:
     """A quota over a sliding window: at each admission, what was booked within it is at most the limit.
 
     Bookings of one 4,094th of the window share a slot and expire with the latest of them: up to 0.025 % late,
-    never early. All but `ready_at` take constant time (amortised); that takes time in the number of slots
-    that must expire.
+    never early. All but `ready_at` and `available` take constant time (amortised); those take time in the number of
+    slots that must expire, or have.
 
     `now` is in seconds from any origin and must never go back. Sums are exact for whole numbers (below 2**53)
     and for binary fractions; other costs round, and what rounding left is forgotten whenever the log is empty.
+
+    What others use of the same quota is one number, which the server's statements give (`rebase`): it takes from
+    what fits until the window that it was seen in is over.
 
     Args:
         limit: What the window holds.
         per: Seconds.
         margin: Seconds by which the window is kept longer than `per`.
         slots: At least 4; fewer make it coarser and smaller.
+        most: No statement of the server makes the limit larger than that; None: than `limit`.
     """
 
     __slots__ = (
@@ -36,15 +42,25 @@ class SlidingLog:
         "_grain",
         "_head",
         "_last",
+        "_most",
         "_next",
+        "_others",
+        "_per",
+        "_room",
         "_slots",
         "_used",
         "_window",
         "limit",
     )
 
-    def __init__(self, limit: float, per: float, *, margin: float = 0.0, slots: int = SLOTS) -> None:
+    def __init__(
+        self, limit: float, per: float, *, margin: float = 0.0, slots: int = SLOTS, most: float | None = None
+    ) -> None:
         self.limit = limit
+        self._most = limit if most is None else most
+        self._room = limit  # without what others use
+        self._others = Others()
+        self._per = per
         self._window = per + margin
         self._grain = self._window / (slots - 2)  # 2 less: the oldest and the newest stick out of the window
         self._slots = slots
@@ -65,7 +81,7 @@ class SlidingLog:
         """Say whether `cost` may be booked now."""
         if now >= self._due:
             self._expire(now)
-        return self._used + cost <= self.limit
+        return self._used + cost <= self._room
 
     def book(self, cost: float, now: float) -> Ticket:
         """Book `cost`, whether it fits or not; return what `settle` or `refund` take once."""
@@ -96,16 +112,28 @@ class SlidingLog:
         self.settle(ticket, 0.0, now)
 
     def available(self, now: float) -> float:
-        """Return what fits now; below zero it is a debt."""
-        if now >= self._due:
-            self._expire(now)
-        return self.limit - self._used
+        """Return what fits now; below zero it is a debt. It changes nothing, so another thread may ask."""
+        room, used = self.limit - self._others.at(now), self._used
+        for slot in range(self._head, self._next):
+            if now < self._expiry(slot):
+                return room - used
+            used -= self._amounts[slot % self._slots]
+        return room  # what rounding left is gone
 
     def next_expiry(self, now: float) -> float | None:
-        """Return when the oldest slot expires; None if there is none."""
+        """Return when the oldest slot expires, or what others use is over; None if there is nothing."""
         if now >= self._due:
             self._expire(now)
-        return None if self._head == self._next else self._expiry(self._head)
+        expiry = self._others.until
+        if self._head < self._next:
+            expiry = min(expiry, self._expiry(self._head))
+        return None if expiry == math.inf else expiry
+
+    def booked(self, now: float) -> float:
+        """Return what we have booked in the window, without what others use."""
+        if now >= self._due:
+            self._expire(now)
+        return self._used
 
     def ready_at(self, cost: float, now: float) -> float:
         """Return when `cost` fits at the earliest if nothing else is booked or settled; infinity if never."""
@@ -113,39 +141,91 @@ class SlidingLog:
             return math.inf
         if self.fits(cost, now):
             return now
-        amounts, slots, limit, used = self._amounts, self._slots, self.limit, self._used
+        return min(max(since, self._frees(cost, self.limit - others)) for since, others in self._others.steps())
+
+    def rebase(
+        self,
+        remaining: float,
+        reset: float | None,
+        now: float,
+        *,
+        limit: float | None = None,
+        pending: float = 0.0,
+        sent: float | None = None,
+    ) -> None:
+        """Take over what the server says; the rule and the arguments are those of `Meter.rebase`."""
+        if now >= self._due:
+            self._expire(now)
+        if limit is not None:
+            self.limit = min(limit, self._most)
+        since, until = self._span(now, sent, reset)
+        others = max(0.0, self.limit - remaining - max(0.0, self._counted(since) - pending))
+        self._others.state(others, until, now, sent if remaining > 0 else None)
+        self._room = self.limit - self._others.amount
+        self._due = now  # something may be due earlier than before: look at the next occasion
+
+    def _span(self, now: float, sent: float | None, reset: float | None) -> tuple[float, float]:  # noqa: ARG002
+        """Return since when bookings are in the window that a statement is about, and when that is over."""
+        until = self._ends(now)
+        return now - self._per, until if reset is None or reset <= 0 else min(until, now + latest(reset))
+
+    def _counted(self, since: float) -> float:
+        """Return what we have booked since then; a slot that may be older is not in it."""
+        since += self._grain
+        used = self._used
+        for slot in range(self._head, self._next):
+            if self._last[slot % self._slots] > since:
+                return used
+            used -= self._amounts[slot % self._slots]
+        return 0.0
+
+    def _frees(self, cost: float, room: float) -> float:
+        """Return when so much has expired that `cost` fits in `room`; infinity if never."""
+        if cost > room:
+            return math.inf
+        amounts, slots, used = self._amounts, self._slots, self._used
+        if used + cost <= room:
+            return -math.inf
         for slot in range(self._head, self._next):
             used -= amounts[slot % slots]  # step by step as `_expire` does it: the sum comes out equal to the bit
-            if used + cost <= limit:
+            if used + cost <= room:
                 return self._expiry(slot)
         return self._expiry(self._next - 1)  # then the log is empty, and what rounding left is gone
 
     def _expiry(self, slot: int) -> float:
-        """Return when a slot expires: the smallest float not before its last booking plus the window."""
-        last, window = self._last[slot % self._slots], self._window
-        expiry = last + window
-        if expiry - last < window or expiry - window < last:  # it was rounded down (Fast2Sum, in either order)
-            expiry = math.nextafter(expiry, math.inf)
-        return expiry
+        """Return when a slot expires."""
+        return self._ends(self._last[slot % self._slots])
+
+    def _ends(self, at: float) -> float:
+        """Return when a booking counts no more: the smallest float not before `at` plus the window."""
+        window = self._window
+        end = at + window
+        if end - at < window or end - window < at:  # it was rounded down (Fast2Sum, in either order)
+            end = math.nextafter(end, math.inf)
+        return end
 
     def _expire(self, now: float) -> None:
-        """Empty the slots whose time has come."""
+        """Empty the slots whose time has come, and forget the others when theirs has."""
+        others = self._others
+        if now >= others.until:
+            others.forget(now)
+            self._room = self.limit - others.amount
         while self._head < self._next:
             expiry = self._expiry(self._head)
             if now < expiry:
-                self._due = expiry  # or later, if the slot is still booked into
+                self._due = min(expiry, others.until)  # or later, if the slot is still booked into
                 return
             self._used -= self._amounts[self._head % self._slots]
             self._head += 1
         self._used = 0.0
         self._close = -math.inf
-        self._due = math.inf
+        self._due = others.until
 
     def _open(self, now: float) -> None:
         """Begin a new slot."""
         self._expire(now)  # so that at most `slots` are in use
         if self._head == self._next:
-            self._due = now + self._window
+            self._due = min(self._others.until, self._ends(now))
         self._at = self._next % self._slots
         self._amounts[self._at] = 0.0
         self._next += 1

@@ -4,7 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rxllm.policies.accounting import RULES, Ending, charge
+from rxllm.errors import ConfigError
+from rxllm.policies.accounting import (
+    ACCOUNTING,
+    ANTHROPIC,
+    AZURE_OPENAI,
+    GENERIC,
+    GROQ,
+    OPENAI,
+    RULES,
+    VLLM,
+    Accounting,
+    Cell,
+    Ending,
+    charge,
+)
+from rxllm.policies.quota import Quota
 
 
 @pytest.mark.parametrize(
@@ -41,3 +56,92 @@ def test_every_ending_has_a_rule() -> None:
 @given(st.sampled_from(get_args(Ending)), st.sampled_from([-1, -0.5, float("nan"), float("inf"), -float("inf")]))
 def test_nonsense_from_a_provider_counts_as_nothing_said(ending: Ending, actual: float) -> None:
     assert charge(ending, "tokens", 100, actual) == charge(ending, "tokens", 100, None)
+
+
+presets = pytest.mark.parametrize("preset", ACCOUNTING.values(), ids=ACCOUNTING)
+
+
+@presets
+@given(st.sampled_from(get_args(Ending)), st.sampled_from(["requests", "tokens"]), st.none() | st.floats(0, 200))
+def test_a_preset_charges_by_the_generic_rules_but_for_its_cells(
+    preset: Accounting, ending: Ending, unit: str, actual: float | None
+) -> None:
+    own = {(cell.ending, cell.unit): cell.rule for cell in preset.cells}.get((ending, unit))
+    expected = charge(ending, unit, 100, actual)
+    if own is not None:
+        expected = {"refund": 0, "keep": 100, "settle": 100 if actual is None else actual}[own]
+    assert preset.charge(ending, unit, 100, actual) == expected
+
+
+def test_a_cell_overrides_a_rule() -> None:
+    mine = Accounting(cells=(Cell("refused", "tokens", "keep"), Cell("answered", "requests", "refund")))
+    assert mine.charge("refused", "tokens", 100, None) == 100
+    assert mine.charge("answered", "requests", 1, None) == 0
+    assert VLLM.charge("refused", "requests", 1, None) == 0
+    assert GENERIC.charge("refused", "requests", 1, None) == 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "tokens", "inputs", "outputs", "after"),
+    [
+        (GENERIC, 1100, 1000, 100, 1030),
+        (OPENAI, 1400, 1000, 400, None),
+        (AZURE_OPENAI, 1400, 1000, 400, None),
+        (ANTHROPIC, 500, 400, 100, 430),
+        (GROQ, 500, 400, 100, 430),
+        (VLLM, 1100, 1000, 100, 1030),
+    ],
+    ids=["generic", "openai", "azure", "anthropic", "groq", "vllm"],
+)
+def test_a_call_takes_what_the_provider_counts(
+    preset: Accounting, tokens: float, inputs: float, outputs: float, after: float | None
+) -> None:
+    assert preset.costs(1000, 100, max_tokens=400, cached=600) == {
+        "requests": 1,
+        "tokens": tokens,
+        "input_tokens": inputs,
+        "output_tokens": outputs,
+    }
+    assert preset.costs(1000, 100)["output_tokens"] == 100
+    assert preset.used(1000, 30, cached=600).get("tokens") == after
+    assert preset.used(1000, 30)["requests"] == 1
+
+
+def test_more_cached_than_there_is_counts_as_nothing() -> None:
+    assert ANTHROPIC.used(10, 5, cached=20)["input_tokens"] == 0
+
+
+@given(
+    st.integers(1, 100_000), st.sampled_from([0.5, 1.0, 10.0, 60.0, 86_400.0]), st.sampled_from(["requests", "tokens"])
+)
+def test_a_quota_that_is_judged_in_less_time_has_the_same_rate_there(limit: int, per: float, unit: str) -> None:
+    quota = Quota(limit, per=per, unit=unit)
+    assert GENERIC.quotas(quota) == (quota,)
+    first, *rest = AZURE_OPENAI.quotas(quota)
+    assert first == quota
+    assert len(rest) == (per > 10 and (unit == "tokens" or limit > 1))
+    for shorter in rest:
+        assert shorter.limit / shorter.per == pytest.approx(limit / per)
+        assert shorter.unit == unit
+        assert shorter.per == 10 or (unit == "requests" and shorter.limit == 1 and shorter.per >= 10)
+
+
+def test_headers_mean_the_time_that_the_preset_says() -> None:
+    assert GROQ.window("requests") == 86_400
+    assert OPENAI.window("requests") == OPENAI.window("tokens") == GENERIC.window("tokens") == 60
+    assert GENERIC.window("requests", 1.0) == 1
+
+
+@presets
+def test_what_is_uncertain_is_named(preset: Accounting) -> None:
+    assert preset.uncertain <= set(Accounting.__struct_fields__)
+    assert preset.uncertain
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"smoothing": -1}, {"reserves": "none"}, {"snapshot": "later"}, {"uncertain": frozenset({"weather"})}],
+)
+def test_a_setting_out_of_range_is_refused_by_its_name(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} must"):
+        Accounting(**wrong)  # type: ignore[arg-type]

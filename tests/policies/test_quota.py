@@ -185,8 +185,17 @@ NAN, INF = float("nan"), float("inf")
         *[({"per": x}, f"per must be .* >= 0.001, got {x!r}") for x in (-1.0, NAN, INF, "60", None, False, 0.0009)],
         ({"per": 0}, r"per must be given: Quota\(5, per=60.0\), or a text: Quota\('5/minute'\)"),
         *[({"unit": x}, f"unit must be a word .* got {x!r}") for x in ("two words", "Tokens", "1st", None, 5, "ä")],
-        *[({"strategy": x}, f"strategy must be 'sliding', got {x!r}") for x in ("bucket", None, 1)],
+        *[
+            ({"strategy": x}, f"strategy must be 'sliding' or 'fixed' or 'bucket', got {x!r}")
+            for x in ("leaky", None, 1)
+        ],
         *[({"margin": x}, f"margin must be .* >= 0 or None, got {x!r}") for x in (-0.1, NAN, INF, "1", True)],
+        *[
+            ({"strategy": "bucket", "unit": "tokens", "burst": x}, f"burst must be .* > 0 or None, got {x!r}")
+            for x in (0, -1.0, NAN, INF, "1", True)
+        ],
+        ({"strategy": "bucket", "burst": 0.5}, "burst must be .* >= 1 or None, got 0.5"),
+        ({"strategy": "fixed", "burst": 5}, "burst must not be given without strategy='bucket', got 5"),
         ({"limit": "5/minute"}, "per must not be given besides a text, got 60.0 and '5/minute'"),
         ({"limit": "5/minute;6/hour", "per": 0.0}, "limit must be one quota, got '5/minute;6/hour'"),
         ({"limit": "5 usd/day", "unit": "tokens", "per": 0.0}, "unit must not be .* got 'tokens' and '5 usd/day'"),
@@ -213,8 +222,8 @@ def test_bounds_hold_for_decoded_values_too() -> None:
     assert msgspec.json.decode(b'{"limit": 5, "per": 60}', type=Quota) == Quota("5/minute")
     with pytest.raises(ConfigError, match="limit"):
         msgspec.json.decode(b'{"limit": -5, "per": 60}', type=Quota)
-    with pytest.raises(msgspec.ValidationError, match="burst"):
-        msgspec.json.decode(b'{"limit": 5, "per": 60, "burst": 3}', type=Quota)
+    with pytest.raises(msgspec.ValidationError, match="size"):
+        msgspec.json.decode(b'{"limit": 5, "per": 60, "size": 3}', type=Quota)
 
 
 def test_only_the_limit_is_given_by_position() -> None:
