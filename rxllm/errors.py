@@ -90,6 +90,7 @@ class CallError(RxllmError):
 
     transient: bool = False
     refusal: bool = False
+    sent: bool = True  # False: nothing left this machine, so nothing was used
 
     def __init__(
         self,

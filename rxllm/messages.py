@@ -140,6 +140,7 @@ class Reply(msgspec.Struct, Generic[T], frozen=True, kw_only=True, forbid_unknow
     model: str | None = None  # the one that answered
     id: str | None = None  # the server's
     finish_reason: str | None = None
+    status: int | None = None  # HTTP's, of the answer
     raw: bytes = b""  # the body as it came
 
     @property

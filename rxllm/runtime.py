@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 import random
 import threading
 import time
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from rxllm.clock import Clock, LoopClock, loop_clock
 from rxllm.errors import ConfigError
 
-__all__ = ["Binding", "background", "here", "uniform"]
+__all__ = ["Binding", "LoopLocal", "background", "here", "refuse_trio", "steady", "uniform"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger("rxllm.runtime")
 _lock = threading.Lock()
@@ -105,6 +111,7 @@ def here() -> Clock:
 
 
 def refuse_trio() -> None:
+    """Raise a `ConfigError` under trio."""
     import sys  # noqa: PLC0415
 
     sniffio = sys.modules.get("sniffio")
@@ -137,6 +144,81 @@ def _forget_after_fork() -> None:
 atexit.register(_stop_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+class LoopLocal(Generic[T]):
+    """Something that each loop has one of, made when first asked for and closed with its loop.
+
+    A loop that ends closes its asynchronous generators (`asyncio.run` does, and so does the loop thread); one that
+    waits for just that closes the thing. So does the end of the `LoopLocal` itself.
+    """
+
+    def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
+        self._make = make
+        self._close = close
+        self._made: dict[asyncio.AbstractEventLoop, _Made[T]] = {}
+
+    def get(self, loop: asyncio.AbstractEventLoop) -> T:
+        """Return the one of `loop`, which must be running here."""
+        made = self._made.get(loop)
+        if made is None:
+            thing = self._make()
+            keeper = _keep(self._made, loop, thing, self._close)
+            starting = keeper.asend(None)
+            with contextlib.suppress(StopIteration):
+                starting.send(None)  # runs it to its yield: from now on the loop knows it
+            # This holds the keeper: garbage that warns when it was not closed would do so before the keeper could act.
+            forgotten = weakref.finalize(self, _close_there, loop, keeper)
+            forgotten.atexit = False
+            made = self._made[loop] = _Made(thing, keeper, forgotten)
+        return made.thing
+
+    async def close(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close the one of `loop`, which must be running here."""
+        made = self._made.get(loop)
+        if made is not None:
+            await made.keeper.aclose()
+
+    def close_all(self) -> None:
+        """Close all; from any thread. Those of other loops are closed there."""
+        for loop, made in list(self._made.items()):
+            if loop.is_closed():
+                self._made.pop(loop, None)
+                made.forgotten.detach()
+            else:
+                _close_there(loop, made.keeper)
+
+
+class _Made(NamedTuple, Generic[T]):
+    """What one loop has."""
+
+    thing: T
+    keeper: AsyncGenerator[None, None]  # closing it closes the thing
+    forgotten: weakref.finalize[..., Any]
+
+
+async def _keep(
+    made: dict[asyncio.AbstractEventLoop, _Made[T]],
+    loop: asyncio.AbstractEventLoop,
+    thing: T,
+    close: Callable[[T], Awaitable[None]],
+) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        ended = made.pop(loop, None)
+        if ended is not None:
+            ended.forgotten.detach()
+        await close(thing)
+
+
+def _close_there(loop: asyncio.AbstractEventLoop, keeper: AsyncGenerator[None, None]) -> None:
+    async def close() -> None:
+        with contextlib.suppress(RuntimeError):  # it is being closed
+            await keeper.aclose()
+
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(lambda: loop.create_task(close()))
 
 
 class Binding:

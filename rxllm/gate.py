@@ -1,0 +1,587 @@
+"""Where attempts wait: quotas, a pace and a concurrency limit behind one admission.
+
+    attempt ──▶ request ──▶ [ first arrival first ] ──▶ lease ──▶ on the wire ──▶ settle
+                               ▲ one timer, one look at all limits, no await in between
+
+Admission is one synchronous step: it looks at every limit, and books in all or in none. What a try costs in the end is
+decided when its lease is settled, by how it ended (`policies.accounting`).
+
+What may let others start (an attempt ends, the first in the queue leaves, a setting changes) is looked at in the next
+turn of the loop, once for all of it: a pipeline that is disposed takes its own out of the queue before any of them gets
+the places of the others, and whoever ends an attempt never runs the code of another one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from bisect import insort
+from collections import deque
+from typing import TYPE_CHECKING, Protocol, Self
+
+import msgspec
+
+from rxllm.errors import ConfigError, InvalidRequestError, check_number
+from rxllm.policies.accounting import Ending, charge
+from rxllm.policies.meters import Meter, meter
+from rxllm.policies.pace import Pace, PaceTicket
+from rxllm.policies.quota import Quota, parse_quotas
+from rxllm.policies.sliding import Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rxllm.clock import Clock, Handle
+
+__all__ = ["Gate", "GateStatistics", "Lease", "QuotaStatistics", "Waiter"]
+
+PASSES = 32  # how many later ones may go before one that does not fit
+LOOK = 32  # how many of those behind it are looked at for one that does
+LEAST = 0.001  # seconds: no timer is armed for less
+LONGEST_PAUSE = 2.0  # seconds that one refusal's hint may close the gate for all
+NUMBERS = frozenset({float, int})
+WINDOW = 256  # requests in progress per pipeline when the gate has no concurrency limit
+
+_arrivals = itertools.count(1)
+
+
+class QuotaStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """How full one quota is."""
+
+    quota: Quota
+    available: float  # in its unit; below zero it is a debt
+
+
+class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gate does now, and what it has done."""
+
+    limit: int | None
+    rate: float | None  # starts per second
+    in_flight: int
+    waiting: int
+    admitted: int
+    refused: int
+    quotas: tuple[QuotaStatistics, ...]
+    waited: dict[str, float]  # seconds in which the first in the queue waited, by what it waited for
+
+
+class Lease:
+    """A place on the wire, and what was booked for it. Settle it once; again is harmless."""
+
+    __slots__ = ("_gate", "amounts", "at", "start", "tickets", "waited")
+
+    def __init__(
+        self, gate: Gate, amounts: tuple[float, ...], tickets: list[Ticket], start: PaceTicket | None, at: float
+    ) -> None:
+        self._gate: Gate | None = gate
+        self.amounts = amounts  # in the order of the gate's quotas
+        self.tickets = tickets  # in the same order
+        self.start = start  # in the pace, if there was one
+        self.at = at  # when it was admitted
+        self.waited: dict[str, float] = {}  # seconds, by what it waited for
+
+    def settle(self, ending: Ending, used: Mapping[str, float] | None = None) -> None:
+        """Give the place back and make the bookings what the try really cost.
+
+        Args:
+            ending: how the try ended.
+            used: unit -> what the provider says it used; a unit that is missing is unknown.
+        """
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.settle(self, ending, used)
+
+
+class Applicant(Protocol):
+    """Who asks for admission."""
+
+    def admitted(self, lease: Lease, /) -> None:
+        """Take the lease; called once, perhaps before `request` returns."""
+        ...
+
+    def turned_away(self, error: ConfigError, /) -> None:
+        """Learn that there will be no lease: the gate is closed."""
+        ...
+
+
+class Waiter:
+    """One attempt in the queue."""
+
+    __slots__ = ("amounts", "applicant", "arrival", "before", "gate", "passed", "since", "stuck")
+
+    def __init__(
+        self, gate: Gate, arrival: int, amounts: tuple[float, ...], applicant: Applicant, since: float
+    ) -> None:
+        self.gate = gate
+        self.arrival = arrival
+        self.amounts = amounts
+        self.applicant: Applicant | None = applicant  # None: cancelled, or admitted
+        self.since = since
+        self.before: dict[str, float]  # what the queue had waited for when this one came
+        self.passed = 0  # how many later ones went before it while it was the first
+        self.stuck = math.inf  # since when it is the first and does not fit into a quota
+
+    def __lt__(self, other: Waiter) -> bool:
+        return self.arrival < other.arrival
+
+    def cancel(self) -> None:
+        """Leave the queue."""
+        if self.applicant is not None:
+            self.applicant = None
+            self.gate.cancelled(self)
+
+
+class Gate:
+    """Quotas, a pace and a concurrency limit for all who use one key. Share it between pipelines.
+
+    Attempts are admitted in the order in which their requests first came, so a retry goes before younger requests. One
+    that does not fit into a quota may be passed by smaller ones, at most 32 times and for one window; then it is waited
+    for. Of those behind it the first 32 are looked at.
+
+    Args:
+        quotas: `Quota`s, or texts such as "500 requests/minute" or "90_000 tokens/minute; 10/second".
+        concurrency: attempts on the wire at a time, >= 1; None: no limit.
+        rate: starts per second, evenly spaced, > 0; None: no pace.
+
+    Raises:
+        ConfigError: an argument out of range; use on another loop while in use; use after `close`.
+
+    Example:
+        >>> gate = Gate("500 requests/minute", "90_000 tokens/minute", concurrency=8)
+        >>> gate.statistics().limit
+        8
+    """
+
+    def __init__(self, *quotas: Quota | str, concurrency: int | None = None, rate: float | None = None) -> None:
+        self._quotas = _read(quotas)
+        check_number("concurrency", concurrency, least=1, integer=True, optional=True)
+        check_number("rate", rate, above=0, optional=True)
+        self._units = tuple(quota.unit for quota in self._quotas)
+        self._names = tuple(str(quota) for quota in self._quotas)
+        self._meters: tuple[Meter, ...] = tuple(meter(quota) for quota in self._quotas)
+        self._limit = concurrency
+        self._pace = None if rate is None else Pace(rate, slack=LEAST)
+        self._pause_until = 0.0
+        self._clock: Clock | None = None
+        self._now: Callable[[], float] = _at_zero
+        self._queue: deque[Waiter] = deque()  # by arrival; those that are gone stay until they are come to
+        self._waiting = 0  # those not gone
+        self._in_flight = 0
+        self._admitted = 0
+        self._refused = 0
+        self._timer: Handle | None = None
+        self._due = 0.0  # when the timer fires
+        self._woken: Handle | None = None  # the look that is due in the next turn
+        self._pumping = False
+        self._passing = False  # the first does not fit, and may be passed by one that does
+        self._reason: str | None = None  # what the first in the queue waits for
+        self._noted = 0.0  # up to when that is counted
+        self._waited: dict[str, float] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        parts = [repr(name) for name in self._names]
+        if self._limit is not None:
+            parts.append(f"concurrency={self._limit}")
+        if self._pace is not None:
+            parts.append(f"rate={self._pace.rate:g}")
+        return f"Gate({', '.join(parts)})"
+
+    def __reduce__(self) -> tuple[Callable[..., Gate], tuple[object, ...]]:
+        """Pickle the configuration, never the state."""
+        return _rebuild, (self._quotas, self._limit, None if self._pace is None else self._pace.rate)
+
+    # for users
+
+    @property
+    def limit(self) -> int | None:
+        """Attempts on the wire at a time."""
+        return self._limit
+
+    @property
+    def window(self) -> int:
+        """Requests that a pipeline keeps in progress through this gate, waiting too: twice the limit and 32."""
+        return WINDOW if self._limit is None else 2 * self._limit + 32
+
+    def set(self, *, limit: int | None = None, rate: float | None = None) -> None:
+        """Change the concurrency limit or the pace while running; from any thread. None leaves as it is.
+
+        After a cut nothing starts until fewer than the new limit are on the wire.
+
+        Raises:
+            ConfigError: a value out of range.
+        """
+        check_number("limit", limit, least=1, integer=True, optional=True)
+        check_number("rate", rate, above=0, optional=True)
+        if limit is not None:
+            self._limit = limit
+        if rate is not None:
+            if self._pace is None:
+                self._pace = Pace(rate, slack=LEAST)
+            else:
+                self._pace.rate = rate
+        self._here(self._wake)
+
+    def _here(self, action: Callable[[], None]) -> None:
+        """Call `action` where those who wait are."""
+        clock = self._clock
+        if clock is None or clock.is_here():
+            action()
+        else:
+            clock.post(action)
+
+    def statistics(self) -> GateStatistics:
+        """Return what the gate does now, and what it has done; from any thread."""
+        now = self._now()
+        waited = self._waited.copy()
+        if self._reason is not None:
+            waited[self._reason] = waited.get(self._reason, 0.0) + now - self._noted
+        return GateStatistics(
+            limit=self._limit,
+            rate=None if self._pace is None else self._pace.rate,
+            in_flight=self._in_flight,
+            waiting=self._waiting,
+            admitted=self._admitted,
+            refused=self._refused,
+            quotas=tuple(
+                QuotaStatistics(quota=quota, available=gauge.available(now))
+                for quota, gauge in zip(self._quotas, self._meters, strict=True)
+            ),
+            waited=waited,
+        )
+
+    def close(self) -> None:
+        """Admit nothing any more. Attempts on the wire end as they do; those that wait get a `ConfigError`."""
+        self._closed = True
+        self._here(self._turn_away)
+
+    def _turn_away(self) -> None:
+        try:
+            while self._waiting:
+                waiter = self._queue.popleft()
+                applicant, waiter.applicant = waiter.applicant, None
+                if applicant is not None:
+                    self._waiting -= 1
+                    applicant.turned_away(self._is_closed())
+        except BaseException:
+            self._clock_in_use().call_soon(
+                self._turn_away
+            )  # a callback of one pipeline raised: the others learn it too
+            raise
+        finally:
+            if not self._waiting:
+                self._rest()
+
+    def __enter__(self) -> Self:
+        """Return the gate; it closes at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    # for operators
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What the quotas count."""
+        return self._units
+
+    def amounts(self, cost: Mapping[str, float]) -> tuple[float, ...]:
+        """Return what `cost` (unit -> amount; one request unless it says otherwise) takes of each quota.
+
+        Raises:
+            ConfigError: a quota counts a unit that the cost does not name, so it could not be kept; or a bad amount.
+            InvalidRequestError: more than a quota can ever admit.
+        """
+        found: list[float] = []
+        for unit, gauge, name in zip(self._units, self._meters, self._names, strict=True):
+            amount = cost.get(unit, 1.0 if unit == "requests" else None)
+            if amount is None:
+                msg = f"the quota {name} counts {unit}, and the cost names only {', '.join(cost) or 'nothing'}"
+                raise ConfigError(msg)
+            if type(amount) not in NUMBERS or not 0 <= amount <= sys.float_info.max:
+                check_number(f"the cost in {unit}", amount, least=0)
+            if gauge.too_large(amount):
+                msg = f"needs {amount:,g} {unit}, and the quota {name} never admits more than {gauge.limit:,g}"
+                raise InvalidRequestError(msg)
+            found.append(amount)
+        return tuple(found)
+
+    def apply(
+        self, clock: Clock, amounts: tuple[float, ...], applicant: Applicant, arrival: int | None = None
+    ) -> Waiter:
+        """Return a waiter, which has its place in the queue when it is given to `enter`.
+
+        Args:
+            clock: of the pipeline that asks.
+            amounts: what `amounts(cost)` returned.
+            applicant: takes the lease.
+            arrival: the place in the queue that an earlier waiter of the same request had (`waiter.arrival`).
+
+        Raises:
+            ConfigError: closed; or in use on another loop.
+        """
+        if clock is not self._clock:
+            self._bind(clock)
+        if self._closed:
+            raise self._is_closed()
+        return Waiter(self, next(_arrivals) if arrival is None else arrival, amounts, applicant, clock.seconds())
+
+    def enter(self, waiter: Waiter) -> None:
+        """Wait for admission: `waiter.applicant.admitted(lease)` is called once, perhaps before this returns."""
+        now = waiter.since
+        if not self._waiting and not self._pumping:
+            reason = self._held_back(now)
+            if reason is None:
+                full = self._full(waiter.amounts, now)
+                if full is None:
+                    applicant, waiter.applicant = waiter.applicant, None
+                    if applicant is not None:
+                        applicant.admitted(self._book(waiter.amounts, now))
+                    return
+                reason = self._names[full]
+            self._noted = now
+            self._reason = reason
+            self._passing = False
+        else:
+            self._note(now)
+        waiter.before = self._waited.copy()
+        self._waiting += 1
+        queue = self._queue
+        if queue and waiter.arrival < queue[-1].arrival:
+            insort(queue, waiter)
+        else:
+            queue.append(waiter)
+        if queue[0] is waiter or (self._passing and (self._waiting <= LOOK + 1 or queue[-1] is not waiter)):
+            self._wake()
+
+    def settle(self, lease: Lease, ending: Ending, used: Mapping[str, float] | None) -> None:
+        """Take a lease back; its own method calls this."""
+        self._in_flight -= 1
+        if ending == "refused":
+            self._refused += 1
+        if lease.tickets:
+            now = self._now()
+            for unit, gauge, amount, ticket in zip(
+                self._units, self._meters, lease.amounts, lease.tickets, strict=True
+            ):
+                actual = charge(ending, unit, amount, None if used is None else used.get(unit))
+                if actual != amount:
+                    gauge.settle(ticket, actual, now)
+        if ending == "unsent" and lease.start is not None and self._pace is not None:
+            self._pace.refund(lease.start)
+        if self._waiting:
+            self._wake()
+
+    def pause(self, seconds: float) -> None:
+        """Admit nothing for a while: a refusal said so. One hint closes the gate for at most 2 s."""
+        self._pause_until = max(self._pause_until, self._now() + min(seconds, LONGEST_PAUSE))
+
+    def cancelled(self, waiter: Waiter) -> None:
+        """Forget a waiter that has left; its own method calls this."""
+        first = self._queue[0] is waiter
+        self._waiting -= 1
+        self._sweep()
+        if not self._waiting:
+            self._note(self._now())
+            self._rest()
+        elif first or self._passing:  # another one is the first now, or comes into view
+            self._wake()
+
+    # admission
+
+    def _bind(self, clock: Clock) -> None:
+        before = self._clock
+        if self._in_flight or self._waiting:
+            msg = f"{self!r} is in use on {before!r} and cannot be used on {clock!r} at the same time"
+            raise ConfigError(msg)
+        if before is not None and not (before.threads and clock.threads):  # virtual time has a zero of its own
+            self._meters = tuple(meter(quota) for quota in self._quotas)
+            self._pace = None if self._pace is None else Pace(self._pace.rate, slack=LEAST)
+            self._pause_until = 0.0
+        self._clock = clock
+        self._now = clock.seconds
+
+    def _clock_in_use(self) -> Clock:
+        assert self._clock is not None  # noqa: S101  somebody waits
+        return self._clock
+
+    def _is_closed(self) -> ConfigError:
+        return ConfigError(f"{self!r} is closed")
+
+    def _held_back(self, now: float) -> str | None:
+        """Return what keeps everybody back now, whatever an attempt costs."""
+        if self._limit is not None and self._in_flight >= self._limit:
+            return "concurrency"
+        if self._pace is not None and self._pace.ready_at(now) > now:
+            return "pace"
+        if now < self._pause_until:
+            return "pause"
+        return None
+
+    def _full(self, amounts: tuple[float, ...], now: float) -> int | None:
+        """Return the number of the first quota that has no room for `amounts` now."""
+        for gauge, amount in zip(self._meters, amounts, strict=True):
+            if not gauge.fits(amount, now):
+                return self._meters.index(gauge)
+        return None
+
+    def _book(self, amounts: tuple[float, ...], now: float) -> Lease:
+        tickets = [gauge.book(amount, now) for gauge, amount in zip(self._meters, amounts, strict=True)]
+        start = None if self._pace is None else self._pace.book(now)
+        self._in_flight += 1
+        self._admitted += 1
+        return Lease(self, amounts, tickets, start, now)
+
+    def _wake(self) -> None:
+        """Have a look in the next turn, if somebody waits."""
+        if self._waiting and self._woken is None and not self._pumping:
+            self._woken = self._clock_in_use().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Admit whoever may start now, and arm the timer for the next one."""
+        self._woken = None
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._waiting and not self._closed:
+                now = self._now()
+                self._note(now)
+                waiter = self._choose(now)
+                if waiter is None:
+                    break
+                self._hand_over(waiter, now)
+        except BaseException:
+            self._pumping = False
+            self._wake()  # a callback of one pipeline raised: the others go on
+            raise
+        finally:
+            self._pumping = False
+            if not self._waiting:
+                self._rest()
+
+    def _choose(self, now: float) -> Waiter | None:
+        """Return who may start now; for nobody arm the timer."""
+        queue = self._queue
+        while queue[0].applicant is None:
+            queue.popleft()
+        reason = self._held_back(now)
+        self._passing = False
+        if reason is None:
+            head = queue[0]
+            full = self._full(head.amounts, now)
+            return head if full is None else self._look_behind(head, full, now)
+        self._reason = reason
+        if reason == "concurrency":
+            self._disarm()  # the end of an attempt is the next thing that can help
+        elif reason == "pause" or self._pace is None:
+            self._arm(self._pause_until, now)
+        else:
+            self._arm(self._pace.ready_at(now), now)
+        return None
+
+    def _look_behind(self, head: Waiter, full: int, now: float) -> Waiter | None:
+        """Return one behind `head` that fits although `head` does not, while `head` may be passed."""
+        self._reason = self._names[full]
+        head.stuck = min(head.stuck, now)
+        self._passing = head.passed < PASSES and now - head.stuck < self._quotas[full].per
+        wanted = head.amounts[full]
+        least = {full: wanted}  # of each quota that is in the way of somebody: how much must come free
+        looked = 0
+        for waiter in self._queue if self._passing else ():
+            if waiter.applicant is None or waiter is head:
+                continue
+            looked += 1
+            if looked > LOOK:
+                break
+            if waiter.amounts[full] >= wanted:
+                continue
+            other = self._full(waiter.amounts, now)
+            if other is None:
+                head.passed += 1
+                return waiter
+            least[other] = min(least.get(other, math.inf), waiter.amounts[other])
+        self._arm(min(self._meters[number].ready_at(amount, now) for number, amount in least.items()), now)
+        return None
+
+    def _hand_over(self, waiter: Waiter, now: float) -> None:
+        applicant, waiter.applicant = waiter.applicant, None
+        self._waiting -= 1
+        lease = self._book(waiter.amounts, now)
+        before = waiter.before
+        for reason, seconds in self._waited.items():
+            own = seconds - before.get(reason, 0.0)
+            if own > 0:
+                lease.waited[reason] = own
+        if applicant is not None:
+            applicant.admitted(lease)
+
+    def _sweep(self) -> None:
+        """Remove those that are gone, when they are many: whoever looks for one that waits soon finds one."""
+        if len(self._queue) > self._waiting + self._waiting // 8 + LOOK:
+            self._queue = deque(waiter for waiter in self._queue if waiter.applicant is not None)
+
+    def _rest(self) -> None:
+        """Leave nothing behind: nobody waits any more."""
+        self._queue.clear()
+        self._reason = None
+        self._disarm()
+        if self._woken is not None:
+            self._woken.cancel()
+            self._woken = None
+
+    def _note(self, now: float) -> None:
+        """Count the time since the last look for what the first in the queue waited for."""
+        if self._reason is not None and now > self._noted:
+            self._waited[self._reason] = self._waited.get(self._reason, 0.0) + now - self._noted
+        self._noted = now
+
+    # the one timer
+
+    def _arm(self, at: float, now: float) -> None:
+        due = max(at, now + LEAST)
+        if due == math.inf:  # nothing that time brings can help
+            self._disarm()
+            return
+        if self._timer is not None:
+            if now < self._due <= due:
+                return  # it fires early enough and looks again
+            self._timer.cancel()
+        delay = due - now
+        if now + delay < due:  # rounded to even, as in 0.1 + (0.35 - 0.1): it would wake a bit early, and once more
+            delay = math.nextafter(due, math.inf) - now
+        self._due = due
+        self._timer = self._clock_in_use().call_later(delay, self._fire)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._pump()
+
+
+def _at_zero() -> float:
+    return 0.0
+
+
+def _read(quotas: tuple[Quota | str, ...]) -> tuple[Quota, ...]:
+    found: list[Quota] = []
+    for quota in quotas:
+        if isinstance(quota, Quota):
+            found.append(quota)
+        elif isinstance(quota, str):
+            found.extend(parse_quotas(quota))
+        else:
+            msg = f'a quota must be a Quota or a text such as "500 requests/minute", got {quota!r}'
+            raise ConfigError(msg)
+    return tuple(found)
+
+
+def _rebuild(quotas: tuple[Quota, ...], limit: int | None, rate: float | None) -> Gate:
+    return Gate(*quotas, concurrency=limit, rate=rate)

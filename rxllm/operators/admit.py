@@ -1,0 +1,223 @@
+"""Let an attempt start when a gate has room for it, and tell the gate how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from rxllm.demand import Stream, connected, subscribe
+from rxllm.errors import CallError, CancelledError, ConfigError, TimeoutError, check_callable
+from rxllm.gate import Gate
+from rxllm.messages import Attempt, Reply, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reactivex import Observable
+
+    from rxllm.demand import DemandScheduler, Disposable, Observer
+    from rxllm.gate import Lease, Waiter
+    from rxllm.policies.accounting import Ending
+
+__all__ = ["admit"]
+
+T = TypeVar("T")
+
+
+def admit(
+    gate: Gate, *, cost: Mapping[str, float] | None = None, note: Callable[[Attempt], object] | None = None
+) -> Callable[[Observable[T]], Observable[T]]:
+    """Subscribe the source when `gate` admits it, and settle its lease when it ends.
+
+        source        --r|
+        room          ----------x
+        admit(gate)   -----------(r|)
+
+    Emits: what the source emits.
+    Holds: nothing; a place on the wire from admission until the reply, the end, or a dispose.
+    Errors: those of the source; a refusal (`error.refusal`) with a hint pauses the gate for at most 2 s. An
+        `InvalidRequestError` at once for a cost that no quota ever admits.
+    Completes: with the source.
+    Dispose: leaves the queue, or cancels the source; what was booked for it stays booked.
+
+    Each subscription is one attempt with a lease of its own; those of the same stream keep the place in the queue that
+    the first one had, so a retry goes before younger requests. Put it directly around `client.send(request)`, inside
+    `retry`.
+
+    Args:
+        gate: shared by all who use the key.
+        cost: unit -> amount to book; None: one request. A `Reply` settles it to its usage.
+        note: called with the record of each attempt when it ends, also of one that is disposed. What it raises ends
+            the stream.
+
+    Raises:
+        ConfigError: an argument of another kind; in the stream: a quota of the gate counts what `cost` does not name.
+    """
+    if not isinstance(gate, Gate):
+        msg = f"gate must be a Gate, got {gate!r}"
+        raise ConfigError(msg)
+    if cost is not None and not isinstance(cost, Mapping):
+        msg = f"cost must be a mapping of units to amounts or None, got {cost!r}"
+        raise ConfigError(msg)
+    check_callable("note", note, optional=True)
+
+    def apply(source: Observable[T]) -> Observable[T]:
+        return Admitted(source, gate, {} if cost is None else cost, note)
+
+    return apply
+
+
+class Admitted(Stream[T]):
+    """`source` behind a gate. It remembers when it first came, which is the place of all its attempts in the queue."""
+
+    def __init__(
+        self,
+        source: Observable[T],
+        gate: Gate,
+        cost: Mapping[str, float],
+        note: Callable[[Attempt], object] | None,
+    ) -> None:
+        self.source = source
+        self.gate = gate
+        self.cost = cost
+        self.note = note
+        self.arrival: int | None = None
+        self.attempts = 0
+
+    def _start(self, observer: Observer[T], carrier: DemandScheduler) -> Disposable:
+        admission = _Admission(self, observer, carrier)
+        return connected(admission, admission.apply)
+
+
+class _Admission:
+    """One attempt: an applicant at the gate, then the observer of the source."""
+
+    __slots__ = ("_carrier", "_lease", "_observer", "_operator", "_stopped", "_upstream", "_waiter")
+
+    def __init__(self, operator: Admitted[Any], observer: Observer[Any], carrier: DemandScheduler) -> None:
+        self._operator = operator
+        self._observer = observer
+        self._carrier = carrier
+        self._lease: Lease | None = None
+        self._stopped = False
+        self._upstream: Disposable | None = None
+        self._waiter: Waiter | None = None
+
+    def apply(self) -> None:
+        """Ask for admission."""
+        operator = self._operator
+        gate = operator.gate
+        try:
+            amounts = gate.amounts(operator.cost)
+            waiter = gate.apply(self._carrier.clock, amounts, self, operator.arrival)
+        except (CallError, ConfigError) as error:
+            self._stopped = True
+            self._observer.on_error(error)
+            return
+        self._waiter = waiter
+        operator.arrival = waiter.arrival
+        gate.enter(waiter)
+
+    def admitted(self, lease: Lease) -> None:
+        self._lease = lease
+        operator = self._operator
+        operator.attempts += 1
+        upstream = subscribe(operator.source, self, self._carrier)
+        if self._stopped:
+            upstream.dispose()
+        else:
+            self._upstream = upstream
+
+    def turned_away(self, error: ConfigError) -> None:
+        self._stopped = True
+        self._observer.on_error(error)
+
+    def on_next(self, value: Any) -> None:
+        if self._stopped:
+            return
+        if isinstance(value, Reply):  # the whole answer: the wire is free again
+            bug = self._settle("answered", None, cast("Reply[Any]", value))
+            if bug is not None:
+                self._release()
+                self._observer.on_error(bug)
+                return
+        self._observer.on_next(value)
+
+    def on_completed(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        bug = self._settle("answered", None, None)
+        if bug is None:
+            self._observer.on_completed()
+        else:
+            self._observer.on_error(bug)
+
+    def on_error(self, error: Exception) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        ending = ending_of(error)
+        if ending == "refused":
+            hint: object = getattr(error, "retry_after", None)
+            if isinstance(hint, int | float):  # errors of other packages have other ideas
+                self._operator.gate.pause(hint)
+        self._observer.on_error(self._settle(ending, error, None) or error)
+
+    def dispose(self) -> None:
+        if not self._stopped:
+            self._release()
+            if self._lease is not None:
+                self._settle("cancelled", CancelledError("given up before it ended"), None)
+
+    def _release(self) -> None:
+        self._stopped = True
+        if self._waiter is not None:
+            self._waiter.cancel()
+        if self._upstream is not None:
+            self._upstream.dispose()
+            self._upstream = None
+
+    def _settle(self, ending: Ending, error: Exception | None, reply: Reply[Any] | None) -> Exception | None:
+        """Give the lease back and note the attempt; return what `note` raised."""
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return None
+        lease.settle(ending, None if reply is None else used(reply.usage))
+        operator = self._operator
+        if operator.note is None:
+            return None
+        attempt = Attempt(
+            number=operator.attempts,
+            started=lease.at,
+            seconds=self._carrier.clock.seconds() - lease.at,
+            waited=lease.waited,
+            status=getattr(error if reply is None else reply, "status", None),
+            error=error,
+            usage=None if reply is None else reply.usage,
+        )
+        try:
+            operator.note(attempt)
+        except Exception as bug:
+            return bug
+        return None
+
+
+def ending_of(error: Exception) -> Ending:
+    """Return how a try that failed with `error` ended, for its account."""
+    if getattr(error, "sent", True) is False:
+        return "unsent"
+    if getattr(error, "refusal", False) is True:
+        return "refused"
+    return "timed_out" if isinstance(error, TimeoutError) else "failed"
+
+
+def used(usage: Usage) -> dict[str, float]:
+    """Return what a reply used, by unit; nothing where the provider said nothing."""
+    if not usage.total_tokens:
+        return {}
+    return {
+        "tokens": usage.total_tokens,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+    }
