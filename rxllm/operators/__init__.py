@@ -3,13 +3,30 @@
 Each docstring shows a marble diagram and says what the operator emits and holds, and how it ends.
 """
 
+from rxllm.operators.admit import admit
 from rxllm.operators.bounded import bounded
+from rxllm.operators.call import call
 from rxllm.operators.expand import expand
 from rxllm.operators.flat_map import flat_map
 from rxllm.operators.overflow import overflow
 from rxllm.operators.retry import retry
 from rxllm.operators.tee import tee
+from rxllm.operators.throttle import throttle
 from rxllm.operators.timeout import timeout
+from rxllm.operators.to_outcome import to_outcome
 from rxllm.operators.validate import validate
 
-__all__ = ["bounded", "expand", "flat_map", "overflow", "retry", "tee", "timeout", "validate"]
+__all__ = [
+    "admit",
+    "bounded",
+    "call",
+    "expand",
+    "flat_map",
+    "overflow",
+    "retry",
+    "tee",
+    "throttle",
+    "timeout",
+    "to_outcome",
+    "validate",
+]

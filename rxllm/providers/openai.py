@@ -1,0 +1,279 @@
+"""OpenAI's dialect, as many servers speak it: chat completions."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from rxllm import clock, errors
+from rxllm.errors import CallError, ConfigError, InvalidRequestError, UnsupportedError, check_text
+from rxllm.messages import Reply, Request, Usage, chat
+from rxllm.providers.base import Call, error_of, parsed, said_in, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["OpenAIProvider"]
+
+CHARACTERS = 4  # a token, in English prose; the quota is settled to the real usage
+OUTPUT = 256  # tokens to expect of a request that names no limit
+OPERATIONS = {"chat": "/chat/completions"}
+
+# Where `error.code` or `error.type` says more than the status: waiting fills no balance, and shrinks no request.
+KINDS: dict[tuple[int, str], type[CallError]] = {
+    (400, "context_length_exceeded"): errors.ContextOverflowError,
+    (503, "server_is_overloaded"): errors.OverloadedError,
+    (503, "slow_down"): errors.OverloadedError,
+    **{
+        (429, code): errors.BillingError
+        for code in (
+            "credit_balance_exhausted",
+            "insufficient_quota",
+            "organization_spend_limit_exceeded",
+            "organization_usage_limit_exceeded",
+            "project_spend_limit_exceeded",
+        )
+    },
+}
+TOO_LARGE = "Request too large"  # how the message of a 429 begins that no waiting helps
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Completion(msgspec.Struct):
+    """The envelope of an answer; what else is in it stays in `reply.raw` until somebody asks for it."""
+
+    choices: list[_Choice]
+    id: str | None = None
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+_decoder = msgspec.json.Decoder(_Completion)
+_encoder = msgspec.json.Encoder()
+
+
+class OpenAIProvider:
+    """Chat completions. The request's body goes as it is, with the model added unless it names one.
+
+    Args:
+        model: the model's name.
+
+    Raises:
+        ConfigError: not a text.
+    """
+
+    def __init__(self, model: str) -> None:
+        check_text("model", model)
+        self.model = model
+
+    def encode(self, request: Request) -> Call:
+        """Return the call of `request`; see `Provider`."""
+        path = OPERATIONS.get(request.operation)
+        if path is None:
+            msg = f"operation must be one of {', '.join(OPERATIONS)}, got {request.operation!r}"
+            raise UnsupportedError(msg)
+        body: object = request.body
+        if not isinstance(body, dict):
+            msg = f"the body of a chat request must be a dict, got {type(body).__name__}"
+            raise InvalidRequestError(msg)
+        fields = cast("dict[str, Any]", body)
+        if fields.get("stream"):
+            msg = "stream: answers come in one piece here, so leave it out"
+            raise UnsupportedError(msg)
+        try:
+            data = _encoder.encode({"model": self.model, **fields})
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            msg = f"the body cannot be sent as JSON: {error}"
+            raise InvalidRequestError(msg) from None
+        if b"null" in data and (place := _not_finite(fields)):  # of NaN and infinity JSON makes null: the default
+            msg = f"the body cannot be sent as JSON: {place} is no finite number"
+            raise InvalidRequestError(msg)
+        return Call(path, data)
+
+    def decode(self, request: Request, status: int, headers: Mapping[str, str], body: bytes) -> Reply[str]:  # noqa: ARG002
+        """Return the reply of a complete answer; see `Provider`."""
+        if not 200 <= status < 300:  # noqa: PLR2004
+            raise _error(status, headers, body, parsed(body))
+        try:
+            completion = _decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            reason = str(error)
+        else:
+            if completion.choices:
+                choice = completion.choices[0]
+                text = choice.message.content or ""
+                return Reply(
+                    value=text,
+                    text=text,
+                    usage=_usage(completion.usage),
+                    model=completion.model,
+                    id=completion.id,
+                    finish_reason=choice.finish_reason,
+                    status=status,
+                    raw=body,
+                )
+            reason = "it has no choices"
+        return _tolerant(status, headers, body, reason)
+
+    def cost(self, request: Request) -> dict[str, float]:
+        """Return an estimate: a token for every four characters, and the tokens that the answer may have."""
+        body = _fields(request.body)
+        inputs = _length(body.get("messages")) // CHARACTERS + 1
+        limit = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or OUTPUT
+        outputs = limit * (_count(body.get("n")) or 1)
+        return {"requests": 1, "tokens": inputs + outputs, "input_tokens": inputs, "output_tokens": outputs}
+
+    def wrap(self, item: object) -> Request:
+        """Return the chat request of a prompt."""
+        if isinstance(item, str):
+            return chat(item)
+        msg = f"expected a Request or a prompt (str), got {type(item).__name__}"
+        raise InvalidRequestError(msg)
+
+
+def _error(status: int, headers: Mapping[str, str], body: bytes, said: Any) -> CallError:
+    """Return the error of an answer that is none."""
+    kind: type[CallError] | None = None
+    if status in {400, 429, 503}:
+        fault = _fields(_fields(said).get("error"))
+        for key in ("code", "type"):
+            kind = kind or KINDS.get((status, str(fault.get(key))))
+        if status == 429 and (said_in(said) or "").startswith(TOO_LARGE):  # noqa: PLR2004
+            kind = InvalidRequestError
+    return error_of(status, headers, body, now=clock.wall(), kind=kind)
+
+
+def _tolerant(status: int, headers: Mapping[str, str], body: bytes, reason: str) -> Reply[str]:
+    """Return the reply of an answer that is not as it should be, if it has a text: it has been paid for.
+
+    Raises:
+        CallError: it has none; an error that came as if all were well is the error of its own code.
+    """
+    said = _fields(parsed(body))
+    choices: Any = said.get("choices")
+    choice = _fields(cast("list[Any]", choices)[0]) if isinstance(choices, list) and choices else {}
+    message: Any = choice.get("message")
+    if isinstance(message, dict):
+        text = _text(cast("dict[str, Any]", message).get("content"))
+        if text is not None:
+            return Reply(
+                value=text,
+                text=text,
+                usage=_tolerant_usage(said.get("usage")),
+                model=_name(said.get("model")),
+                id=_name(said.get("id")),
+                finish_reason=_name(choice.get("finish_reason")),
+                status=status,
+                raw=body,
+            )
+    if not choices and said.get("error"):
+        code: Any = _fields(said["error"]).get("code")
+        if type(code) is int and 400 <= code < 600:  # noqa: PLR2004
+            raise _error(code, headers, body, said)
+        reason = f"it is an error: {said_in(said) or 'without a message'}"
+    raise unreadable(status, headers, body, reason)
+
+
+def _fields(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _name(value: object) -> str | None:
+    """Return a name that some servers give as a number."""
+    return None if value is None or isinstance(value, dict | list) else str(value)
+
+
+def _text(content: object) -> str | None:
+    """Return the text of an answer's content: a text, a list of parts, or nothing (it calls a tool)."""
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        texts = [_fields(part).get("text") for part in cast("list[Any]", content)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else None
+
+
+def _length(messages: object) -> int:
+    """Return the characters of messages, whose content is a text or a list of parts."""
+    if not isinstance(messages, list | tuple):
+        return 0
+    total = 0
+    for message in cast("list[Any]", messages):
+        content: Any = cast("dict[str, Any]", message).get("content") if isinstance(message, dict) else None
+        total += len(content if isinstance(content, str) else _text(content) or "")
+    return total
+
+
+def _count(value: object) -> int:
+    """Return a number of tokens or answers; 0 for what is none: the server will say what it thinks of that."""
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _not_finite(value: object, place: str = "body") -> str | None:
+    """Return where in a body there is a number that JSON does not have."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else place
+    pairs: Any = ()
+    if isinstance(value, dict):
+        pairs = cast("dict[Any, Any]", value).items()
+    elif isinstance(value, list | tuple):
+        pairs = enumerate(cast("list[Any]", value))
+    return next((found for key, item in pairs if (found := _not_finite(item, f"{place}[{key!r}]"))), None)
+
+
+def _usage(said: _Usage | None) -> Usage:
+    if said is None:
+        return NO_USAGE
+    cached = said.prompt_tokens_details.cached_tokens if said.prompt_tokens_details else 0
+    reasoning = said.completion_tokens_details.reasoning_tokens if said.completion_tokens_details else 0
+    try:
+        return Usage(
+            input_tokens=said.prompt_tokens or 0,
+            output_tokens=said.completion_tokens or 0,
+            cached_tokens=cached or 0,
+            reasoning_tokens=reasoning or 0,
+        )
+    except ConfigError:
+        return NO_USAGE  # a server may say anything; what it says is in reply.raw
+
+
+def _tolerant_usage(said: object) -> Usage:
+    fields = _fields(said)
+    return Usage(
+        input_tokens=_whole(fields.get("prompt_tokens")),
+        output_tokens=_whole(fields.get("completion_tokens")),
+        cached_tokens=_whole(_fields(fields.get("prompt_tokens_details")).get("cached_tokens")),
+        reasoning_tokens=_whole(_fields(fields.get("completion_tokens_details")).get("reasoning_tokens")),
+    )
+
+
+def _whole(value: object) -> int:
+    """Return a count of tokens; 0 for what is none."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63:
+        return int(value)
+    return 0
+
+
+NO_USAGE = Usage()

@@ -1,0 +1,360 @@
+"""OpenAI's dialect: requests as bytes, answers as replies or errors, and what a request will cost."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rxllm import Reply, Request, Usage, chat, errors
+from rxllm.errors import CallError, ConfigError, DecodeError, InvalidRequestError, UnsupportedError
+from rxllm.providers import OpenAIProvider
+
+PROVIDER = OpenAIProvider("small")
+REQUEST = chat("hi")
+
+
+def whole() -> dict[str, Any]:
+    """Return an answer as OpenAI gives it."""
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "small-2026",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello.", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 9,
+            "completion_tokens": 5,
+            "total_tokens": 14,
+            "prompt_tokens_details": {"cached_tokens": 4},
+            "completion_tokens_details": {"reasoning_tokens": 2},
+        },
+        "system_fingerprint": "fp_1",
+    }
+
+
+def decode(answer: object, status: int = 200, **headers: str) -> Reply[str]:
+    body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    return PROVIDER.decode(REQUEST, status, headers, body)
+
+
+def changed(**fields: Any) -> dict[str, Any]:
+    """Return an answer with other fields, of the message, the choice or the whole."""
+    answer = whole()
+    for name, value in fields.items():
+        place = next((part for part in (answer["choices"][0]["message"], answer["choices"][0]) if name in part), answer)
+        place[name] = value
+    return answer
+
+
+# good answers
+
+
+def test_an_answer_is_decoded_and_kept():
+    reply = decode(whole())
+    assert (reply.text, reply.value, reply.finish_reason, reply.id, reply.model, reply.status) == (
+        "Hello.",
+        "Hello.",
+        "stop",
+        "chatcmpl-1",
+        "small-2026",
+        200,
+    )
+    assert reply.usage == Usage(input_tokens=9, output_tokens=5, cached_tokens=4, reasoning_tokens=2)
+    assert reply.extra["system_fingerprint"] == "fp_1"
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 203])
+def test_any_2xx_with_an_answer_is_good(status):
+    assert decode(whole(), status).text == "Hello."
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        pytest.param({"content": None}, "", id="null-content-of-a-tool-call"),
+        pytest.param({"content": ""}, "", id="empty-content"),
+        pytest.param(
+            {"content": [{"type": "text", "text": "Hel"}, {"text": "lo."}, {"x": 1}, 7]}, "Hello.", id="parts"
+        ),
+        pytest.param({"id": 7}, "Hello.", id="id-is-a-number"),
+        pytest.param({"id": {"x": 1}}, "Hello.", id="id-is-an-object"),
+        pytest.param({"model": None}, "Hello.", id="no-model"),
+        pytest.param({"finish_reason": "a_new_one"}, "Hello.", id="unknown-finish-reason"),
+        pytest.param({"finish_reason": 3}, "Hello.", id="finish-reason-is-a-number"),
+        pytest.param({"usage": None}, "Hello.", id="null-usage"),
+        pytest.param({"usage": "many"}, "Hello.", id="usage-is-a-text"),
+        pytest.param({"usage": {"prompt_tokens": "9", "completion_tokens": 5.0}}, "Hello.", id="usage-of-texts"),
+        pytest.param({"usage": {"prompt_tokens": -9, "completion_tokens": 5}}, "Hello.", id="negative-usage"),
+        pytest.param({"usage": {"prompt_tokens": None}}, "Hello.", id="usage-of-nothing"),
+        pytest.param({"usage": {"prompt_tokens": 1, "prompt_tokens_details": 3}}, "Hello.", id="odd-details"),
+        pytest.param({"role": 5, "created": "x", "object": None, "new": [1]}, "Hello.", id="fields-nobody-reads"),
+    ],
+)
+def test_an_odd_answer_with_a_text_is_not_thrown_away(fields, text):
+    reply = decode(changed(**fields))
+    assert reply.text == text
+    assert reply.usage.input_tokens >= 0
+    assert reply.raw
+
+
+def test_unknown_words_are_kept_as_they_are():
+    assert decode(changed(finish_reason="a_new_one")).finish_reason == "a_new_one"
+
+
+def test_what_is_readable_of_an_odd_usage_is_read():
+    assert decode(changed(usage={"prompt_tokens": "9", "completion_tokens": 5.0})).usage == Usage(output_tokens=5)
+
+
+def test_everything_but_the_text_may_be_missing():
+    reply = decode({"choices": [{"message": {"content": "Hello."}}]})
+    assert (reply.text, reply.usage, reply.id, reply.finish_reason) == ("Hello.", Usage(), None, None)
+
+
+# what cannot be understood
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"[]", id="list"),
+        pytest.param(b'"text"', id="text"),
+        pytest.param(b"{}", id="empty-object"),
+        pytest.param(b'{"object":"list","data":null}', id="another-object"),
+        pytest.param(json.dumps(whole()).encode()[:-40], id="truncated"),
+        pytest.param(json.dumps(whole()).encode()[:90] + b"\xff\x00", id="garbled"),
+        pytest.param(changed(choices=[]), id="no-choices"),
+        pytest.param(changed(choices=None), id="null-choices"),
+        pytest.param(changed(choices=[None]), id="a-null-choice"),
+        pytest.param(changed(choices={"0": 1}), id="choices-of-another-shape"),
+        pytest.param(changed(message=None), id="null-message"),
+        pytest.param(changed(message="hi"), id="message-is-a-text"),
+        pytest.param(changed(content=5), id="content-is-a-number"),
+        pytest.param(b'{"choices":' + b"[" * 100_000, id="deep"),
+        pytest.param(b'{"x":' * 100_000, id="deep-objects"),
+        pytest.param(b"\xef\xbb\xbf{", id="byte-order-mark"),
+    ],
+)
+def test_what_cannot_be_understood_is_a_transient_error_that_keeps_it(answer):
+    with pytest.raises(DecodeError, match="cannot be understood") as caught:
+        decode(answer, x_request_id="req_1")
+    assert caught.value.transient
+    assert caught.value.status == 200
+    assert caught.value.__cause__ is None
+
+
+def test_a_page_instead_of_an_answer_says_what_to_check():
+    with pytest.raises(DecodeError, match="HTML page, not JSON: is this the address of the API"):
+        decode(b"<html><title>Welcome</title></html>")
+
+
+def test_an_error_that_comes_as_if_all_were_well_is_the_error_of_its_code():
+    with pytest.raises(errors.RateLimitedError, match="slow down"):
+        decode({"error": {"message": "slow down", "code": 429}})
+    with pytest.raises(DecodeError, match="it is an error: broke off"):
+        decode({"error": {"message": "broke off", "code": "odd"}})
+    with pytest.raises(DecodeError, match="it is an error: broke off"):
+        decode({"error": "broke off", "choices": []})
+
+
+# errors by their code
+
+
+@pytest.mark.parametrize(
+    ("status", "fault", "kind", "transient"),
+    [
+        (429, {"code": "rate_limit_exceeded", "type": "rate_limit_error"}, errors.RateLimitedError, True),
+        (429, {"code": "slow_down"}, errors.RateLimitedError, True),
+        (429, {"code": "credit_balance_exhausted", "type": "insufficient_quota"}, errors.BillingError, False),
+        (429, {"code": "insufficient_quota", "type": "insufficient_quota"}, errors.BillingError, False),
+        (429, {"code": None, "type": "insufficient_quota"}, errors.BillingError, False),
+        (429, {"code": "project_spend_limit_exceeded"}, errors.BillingError, False),
+        (429, {"message": "Request too large for small on tokens per min (TPM)"}, InvalidRequestError, False),
+        (400, {"code": "context_length_exceeded"}, errors.ContextOverflowError, False),
+        (400, {"code": "insufficient_quota"}, InvalidRequestError, False),
+        (503, {"code": "server_is_overloaded"}, errors.OverloadedError, True),
+        (503, {"code": "slow_down"}, errors.OverloadedError, True),
+        (503, {"code": None}, errors.ServerError, True),
+        (500, {"code": "insufficient_quota"}, errors.ServerError, True),
+        (429, {"code": 429, "type": ["x"]}, errors.RateLimitedError, True),
+    ],
+)
+def test_the_code_of_an_error_can_say_more_than_its_status(status, fault, kind, transient):
+    with pytest.raises(CallError) as caught:
+        decode({"error": {"message": "said", **fault}}, status, **{"retry-after": "3"})
+    assert type(caught.value) is kind
+    assert caught.value.transient is transient
+    assert caught.value.retry_after == 3
+    assert fault.get("message", "said") in str(caught.value)
+
+
+# never anything but a CallError
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def check(body: bytes, status: int) -> None:
+    with contextlib.suppress(CallError):
+        reply = PROVIDER.decode(REQUEST, status, {}, body)
+        assert isinstance(reply.text, str)
+        assert isinstance(reply.usage.total_tokens, int)
+
+
+@settings(max_examples=500)
+@given(body=st.binary(max_size=200), status=st.sampled_from([200, 429, 500]))
+def test_random_bytes_never_raise_anything_else(body, status):
+    check(body, status)
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_a_good_answer_with_bytes_changed_never_raises_anything_else(data):
+    body = bytearray(json.dumps(whole()).encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(body) - 1))
+        length = data.draw(st.integers(0, 9))
+        body[place : place + length] = data.draw(st.binary(max_size=9))
+    check(bytes(body), data.draw(st.sampled_from([200, 400, 503])))
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in items for place in places(item, (*path, key)))]
+
+
+@settings(max_examples=500)
+@given(place=st.sampled_from(places(whole())[1:]), value=json_values, status=st.sampled_from([200, 429]))
+def test_a_good_answer_with_any_part_of_another_type_never_raises_anything_else(place, value, status):
+    answer = whole()
+    part: Any = answer
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    check(json.dumps(answer).encode(), status)
+
+
+# requests
+
+
+def test_the_model_is_added_unless_the_request_names_one():
+    assert json.loads(PROVIDER.encode(chat("hi", max_tokens=5)).body) == {
+        "model": "small",
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 5,
+    }
+    assert json.loads(PROVIDER.encode(chat("hi", model="big")).body)["model"] == "big"
+    assert PROVIDER.encode(REQUEST).path == "/chat/completions"
+
+
+def test_encoding_changes_nothing_and_is_the_same_each_time():
+    body = {"messages": [{"role": "user", "content": "hi"}], "stop": ["a"], "seed": None}
+    before = copy.deepcopy(body)
+    request = Request(body=body)
+    assert PROVIDER.encode(request) == PROVIDER.encode(request)
+    assert body == before
+    assert list(body) == list(before)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        pytest.param({"x": object()}, "cannot be sent as JSON", id="an-object"),
+        pytest.param({"x": 1j}, "cannot be sent as JSON", id="a-complex-number"),
+        pytest.param({("a", 1): 2}, "cannot be sent as JSON", id="a-key-that-is-a-tuple"),
+        pytest.param({"x": "\ud800"}, "cannot be sent as JSON", id="half-a-character"),
+        pytest.param({"temperature": float("nan")}, "body['temperature'] is no finite number", id="nan"),
+        pytest.param({"x": [{"y": float("inf")}]}, "body['x'][0]['y'] is no finite number", id="infinity"),
+        pytest.param([], "must be a dict, got list", id="a-list"),
+        pytest.param("hi", "must be a dict, got str", id="a-text"),
+        pytest.param(None, "must be a dict, got NoneType", id="nothing"),
+    ],
+)
+def test_a_body_that_is_no_json_is_refused_and_says_why(body, words):
+    with pytest.raises(InvalidRequestError) as caught:
+        PROVIDER.encode(Request(body=body))
+    assert words in str(caught.value)
+    assert not caught.value.transient
+
+
+def test_a_body_that_contains_itself_is_refused():
+    body: dict[str, Any] = {}
+    body["x"] = body
+    with pytest.raises(InvalidRequestError, match="cannot be sent as JSON"):
+        PROVIDER.encode(Request(body=body))
+
+
+def test_null_and_the_word_null_may_be_sent():
+    sent = json.loads(PROVIDER.encode(Request(body={"seed": None, "x": ["null", 1.5]})).body)
+    assert sent == {"model": "small", "seed": None, "x": ["null", 1.5]}
+
+
+def test_an_operation_of_others_and_streaming_are_unsupported():
+    with pytest.raises(UnsupportedError, match="operation must be one of chat, got 'embeddings'"):
+        PROVIDER.encode(Request(body={}, operation="embeddings"))
+    with pytest.raises(UnsupportedError, match="stream"):
+        PROVIDER.encode(chat("hi", stream=True))
+    PROVIDER.encode(chat("hi", stream=False))
+
+
+def test_a_prompt_is_a_request_and_nothing_else_is():
+    assert PROVIDER.wrap("hi").body == {"messages": [{"role": "user", "content": "hi"}]}
+    for item in (7, None, b"hi", {"messages": []}):
+        with pytest.raises(InvalidRequestError, match=f"got {type(item).__name__}"):
+            PROVIDER.wrap(item)
+
+
+@pytest.mark.parametrize("model", ["", None, 5])
+def test_a_model_is_a_text(model):
+    with pytest.raises(ConfigError, match="model"):
+        OpenAIProvider(model)
+
+
+# costs
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs", "outputs"),
+    [
+        ({"messages": [{"role": "user", "content": "x" * 40}]}, 11, 256),
+        ({"messages": [{"content": "x" * 40}, {"content": "y" * 40}], "max_tokens": 9}, 21, 9),
+        ({"messages": [{"content": "x" * 40}], "max_tokens": 9, "max_completion_tokens": 7}, 11, 7),
+        ({"messages": [{"content": "x" * 40}], "max_tokens": 9, "n": 3}, 11, 27),
+        ({"messages": [{"content": [{"text": "x" * 40}, {"image_url": "y" * 99}]}]}, 11, 256),
+        ({"messages": ()}, 1, 256),
+        ({}, 1, 256),
+    ],
+)
+def test_a_request_costs_a_token_for_four_characters_and_what_it_allows(body, inputs, outputs):
+    assert PROVIDER.cost(Request(body=body)) == {
+        "requests": 1,
+        "tokens": inputs + outputs,
+        "input_tokens": inputs,
+        "output_tokens": outputs,
+    }
+
+
+@given(
+    body=st.dictionaries(st.sampled_from(["messages", "max_tokens", "max_completion_tokens", "n"]), json_values)
+    | json_values
+)
+def test_the_cost_of_anything_is_a_number_above_zero(body):
+    cost = PROVIDER.cost(Request(body=body))
+    assert all(type(amount) is int and amount > 0 for amount in cost.values())
