@@ -71,3 +71,27 @@ def test_handoff_measures_what_iterate_adds_and_what_slow_consumers_take() -> No
     assert all(case.keys() >= {"goal", "met", "items", "rounds"} for case in cases.values())
     assert cases["iterate_plain"].keys() >= {"inside", "iterate", "more"}
     assert cases["slow_consumers"].keys() >= {"alone", "crowded", "share", "threads"}
+
+
+def test_overhead_measures_both_loops_and_says_what_is_missing() -> None:
+    cases = run("overhead")
+    names = {f"asyncio_against_{other}" for other in ("plain", "tuned", "rate_limited", "openai")}
+    assert names < set(cases)
+    assert {name.replace("asyncio", "uvloop") for name in names} < set(cases) or "missing" in cases["uvloop"]
+    for name, case in cases.items():
+        assert case.keys() >= {"goal", "met"}
+        assert "missing" in case or (case["loop"] == name.partition("_")[0] and case["ratio"][1] > 0)
+    assert [cases[f"asyncio_against_{other}"]["goal"] for other in ("plain", "tuned")] == [1.0, 1.35]
+
+
+def test_wide_counts_the_full_width_at_the_server() -> None:
+    (case,) = run("wide").values()
+    assert case["case"] == "32_in_flight"
+    assert case["seen"] == case["seen_of_tuned"] == 32
+    assert case["share"][1] > 0
+
+
+def test_admission_measures_a_free_gate_and_a_queue_against_the_plain_loop() -> None:
+    cases = run("admission")
+    assert set(cases) == {"free", "queued"}
+    assert all(case.keys() >= {"admission", "plain", "share", "goal", "met"} for case in cases.values())

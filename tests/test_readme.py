@@ -3,9 +3,12 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from rxllm import operators
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,3 +45,18 @@ def test_the_readme_has_its_two_commands_on_one_line_each():
     commands = [text.strip().splitlines() for language, text in BLOCKS if language == "console"]
     assert [len(lines) for lines in commands] == [1, 1]
     assert all("venv" in line for [line] in commands)
+
+
+def test_the_commands_of_the_readme_name_files_and_extras_that_exist():
+    [first], [second] = [text.strip().splitlines() for language, text in BLOCKS if language == "console"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = {name for line in (first, second) for name in re.search(r"'\.\[(.*?)\]'", line)[1].split(",")}
+    assert named <= set(extras)
+    assert (ROOT / first.split()[-1]).is_file()
+    assert second.endswith("-m pytest -q")
+
+
+def test_every_operator_is_in_the_table_of_the_readme():
+    table = "\n".join(line for line in README.splitlines() if line.startswith("|"))
+    missing = [name for name in operators.__all__ if not re.search(rf"\b{name}\b", table)]
+    assert missing == []
