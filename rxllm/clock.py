@@ -154,13 +154,14 @@ def alarms(clock: Clock, length: float) -> Alarms:
 class LoopClock:
     """An asyncio loop as a clock. One for each loop, see `clock_of`."""
 
-    __slots__ = ("__weakref__", "_call_soon", "_loop", "_scheduler", "alarms", "threads")
+    __slots__ = ("__weakref__", "_call_soon", "_loop", "_scheduler", "alarms", "seconds", "threads")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.threads = True
         self.alarms: dict[float, Alarms] = {}
         self._loop = loop
         self._call_soon = loop.call_soon
+        self.seconds = time.monotonic  # uvloop's own `time()` has milliseconds only; called ten times a request
         self._scheduler = AsyncIOScheduler(loop)
 
     def __repr__(self) -> str:
@@ -175,10 +176,6 @@ class LoopClock:
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop itself."""
         return self._loop
-
-    def seconds(self) -> float:
-        """Return `time.monotonic()`: uvloop's own `time()` has milliseconds only."""
-        return time.monotonic()
 
     def call_soon(self, action: Callable[[], object]) -> Handle:
         """Call `action` in the next loop turn."""
@@ -288,7 +285,11 @@ def clock_of(scheduler: abc.SchedulerBase | None) -> Clock | None:
     Raises:
         ConfigError: a scheduler that is neither asyncio's nor virtual; streams of ours live on one loop.
     """
-    if scheduler is None or isinstance(scheduler, TrampolineScheduler | ImmediateScheduler) or type(scheduler) is NewThreadScheduler:
+    if (
+        scheduler is None
+        or isinstance(scheduler, TrampolineScheduler | ImmediateScheduler)
+        or type(scheduler) is NewThreadScheduler
+    ):
         return None  # stock `concat` and `repeat` bring a trampoline when they were given nothing, `run()` a new thread
     own = getattr(scheduler, "clock", None)
     if own is not None and hasattr(own, "call_later"):

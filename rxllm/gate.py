@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Gate", "GateStatistics", "Lease", "QuotaStatistics", "Waiter"]
 
 PASSES = 32  # how many later ones may go before one that does not fit
+UNPAID = ("unsent", "refused")  # what may cost less than was reserved although the provider says nothing
 LOOK = 32  # how many of those behind it are looked at for one that does
 LEAST = 0.001  # seconds: no timer is armed for less
 LONGEST_PAUSE = 2.0  # seconds that one refusal's hint may close the gate for all
@@ -296,8 +297,11 @@ class Gate:
             InvalidRequestError: more than a quota can ever admit.
         """
         found: list[float] = []
-        for unit, gauge, name in zip(self._units, self._meters, self._names, strict=True):
+        for unit, gauge, name in zip(self._units, self._meters, self._names):  # noqa: B905  made together; this is hot
             amount = cost.get(unit, 1.0 if unit == "requests" else None)
+            if amount is not None and type(amount) in NUMBERS and amount >= 0 and not gauge.too_large(amount):
+                found.append(amount)
+                continue
             if amount is None:
                 msg = f"the quota {name} counts {unit}, and the cost names only {', '.join(cost) or 'nothing'}"
                 raise ConfigError(msg)
@@ -364,12 +368,13 @@ class Gate:
             self._refused += 1
         if lease.tickets:
             now = self._now()
-            for unit, gauge, amount, ticket in zip(
-                self._units, self._meters, lease.amounts, lease.tickets, strict=True
-            ):
-                actual = charge(ending, unit, amount, None if used is None else used.get(unit))
-                if actual != amount:
-                    gauge.settle(ticket, actual, now)
+            rows = zip(self._units, self._meters, lease.amounts, lease.tickets)  # noqa: B905  made together; this is hot
+            for unit, gauge, amount, ticket in rows:
+                actual = None if used is None else used.get(unit)
+                if actual is not None or ending in UNPAID:
+                    actual = charge(ending, unit, amount, actual)
+                    if actual != amount:
+                        gauge.settle(ticket, actual, now)
         if ending == "unsent" and lease.start is not None and self._pace is not None:
             self._pace.refund(lease.start)
         if self._waiting:
@@ -423,13 +428,13 @@ class Gate:
 
     def _full(self, amounts: tuple[float, ...], now: float) -> int | None:
         """Return the number of the first quota that has no room for `amounts` now."""
-        for gauge, amount in zip(self._meters, amounts, strict=True):
+        for gauge, amount in zip(self._meters, amounts):  # noqa: B905  made together; this is hot
             if not gauge.fits(amount, now):
                 return self._meters.index(gauge)
         return None
 
     def _book(self, amounts: tuple[float, ...], now: float) -> Lease:
-        tickets = [gauge.book(amount, now) for gauge, amount in zip(self._meters, amounts, strict=True)]
+        tickets = [gauge.book(amount, now) for gauge, amount in zip(self._meters, amounts)]  # noqa: B905  as above
         start = None if self._pace is None else self._pace.book(now)
         self._in_flight += 1
         self._admitted += 1
@@ -511,11 +516,12 @@ class Gate:
         applicant, waiter.applicant = waiter.applicant, None
         self._waiting -= 1
         lease = self._book(waiter.amounts, now)
-        before = waiter.before
-        for reason, seconds in self._waited.items():
-            own = seconds - before.get(reason, 0.0)
-            if own > 0:
-                lease.waited[reason] = own
+        waited, before = self._waited, waiter.before
+        if waited != before:
+            for reason, seconds in waited.items():
+                own = seconds - before.get(reason, 0.0)
+                if own > 0:
+                    lease.waited[reason] = own
         if applicant is not None:
             applicant.admitted(lease)
 

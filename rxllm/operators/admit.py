@@ -9,6 +9,7 @@ from rxllm.demand import Stream, connected, subscribe
 from rxllm.errors import CallError, CancelledError, ConfigError, TimeoutError, check_callable
 from rxllm.gate import Gate
 from rxllm.messages import Attempt, Reply, Usage
+from rxllm.operators.to_outcome import forget_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,6 +148,7 @@ class _Admission:
         if self._stopped:
             return
         self._stopped = True
+        self._upstream = None  # no cycle is left for the garbage collector
         bug = self._settle("answered", None, None)
         if bug is None:
             self._observer.on_completed()
@@ -157,6 +159,7 @@ class _Admission:
         if self._stopped:
             return
         self._stopped = True
+        self._upstream = None
         ending = ending_of(error)
         if ending == "refused":
             hint: object = getattr(error, "retry_after", None)
@@ -193,7 +196,7 @@ class _Admission:
             seconds=self._carrier.clock.seconds() - lease.at,
             waited=lease.waited,
             status=getattr(error if reply is None else reply, "status", None),
-            error=error,
+            error=None if error is None else forget_traceback(error),  # its frames hold the answer and the connection
             usage=None if reply is None else reply.usage,
         )
         try:

@@ -142,6 +142,7 @@ class _Ending:
 
     def _end(self, error: Exception | None) -> None:
         self._stopped = True
+        self._upstream = None  # no cycle is left for the garbage collector
         if self.alarm is not None:
             self.alarm.cancel()
         operator = self._operator

@@ -22,9 +22,15 @@ from rxllm.transports import HttpTransport
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[SimulatedProcess]:
+def running() -> Iterator[SimulatedProcess]:
     with SimulatedProvider().start() as process:
         yield process
+
+
+@pytest.fixture
+def server(running: SimulatedProcess) -> SimulatedProcess:
+    wait_until_closed(running, 0)  # what the test before has left is closed in the background
+    return running
 
 
 def ask(client: rxllm.OpenAI, prompts: list[str]) -> list[str]:
