@@ -13,7 +13,9 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast, overload
 
-from rxllm.clock import LoopClock
+import msgspec
+
+from rxllm.clock import LoopClock, wall
 from rxllm.demand import NOTHING, Stream
 from rxllm.errors import (
     CallError,
@@ -26,6 +28,8 @@ from rxllm.errors import (
     check_text,
 )
 from rxllm.messages import Reply, Request, Secret
+from rxllm.policies.accounting import Accounting, accounting_of
+from rxllm.policies.headers import read_limits
 from rxllm.policies.timeouts import Timeouts
 from rxllm.providers.openai import OpenAIProvider
 from rxllm.transports.http import HttpTransport
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from reactivex import Observable
 
     from rxllm.demand import DemandScheduler, Disposable, Observer
+    from rxllm.policies.tokens import TokenErrors
     from rxllm.transports.base import Transport
 
 __all__ = ["Client", "FunctionClient", "OpenAI", "function"]
@@ -59,6 +64,9 @@ class Client(Protocol[T]):
         ...
 
 
+OPENAI_URL = "https://api.openai.com/v1"
+
+
 class OpenAI:
     """A client for OpenAI's chat completions, and for the many servers that speak the same.
 
@@ -67,6 +75,8 @@ class OpenAI:
         base_url: the API's address.
         api_key: the key itself; such a client does not pickle.
         api_key_env: the environment variable with the key, when `api_key` is not given.
+        accounting: how the server counts tokens when it admits a request, an `Accounting` or a name in
+            `policies.ACCOUNTING`; None: "openai" at its own address, else "generic".
         transport: what moves the bytes; None: HTTP to `base_url`.
 
     Raises:
@@ -82,13 +92,16 @@ class OpenAI:
     def __init__(
         self,
         model: str,
-        base_url: str = "https://api.openai.com/v1",
+        base_url: str = OPENAI_URL,
         *,
         api_key: str | Secret | None = None,
         api_key_env: str = "OPENAI_API_KEY",
         transport: Transport | None = None,
+        accounting: Accounting | str | None = None,
     ) -> None:
-        self._provider = OpenAIProvider(model)
+        if accounting is None:
+            accounting = "openai" if base_url == OPENAI_URL else "generic"
+        self._provider = OpenAIProvider(model, accounting=accounting_of(accounting))
         self._base_url = base_url
         self._env = None if api_key is not None else api_key_env
         self._key = _key(api_key, api_key_env)
@@ -104,7 +117,14 @@ class OpenAI:
         if self._env is None:
             msg = f"{self!r} holds a literal key, which must not be pickled: name its variable with api_key_env instead"
             raise ConfigError(msg)
-        return _unpickled, (type(self), self._provider.model, self._base_url, self._env, self._given)
+        return _unpickled, (
+            type(self),
+            self._provider.model,
+            self._base_url,
+            self._env,
+            self._given,
+            self._provider.accounting,
+        )
 
     def send(self, request: Request, *, timeouts: Timeouts = Timeouts()) -> Observable[Reply[str]]:  # noqa: B008  frozen
         """Return a cold observable of the reply to `request`; each subscription is one try on the wire.
@@ -129,12 +149,21 @@ class OpenAI:
             error.sent = False
             raise
         status, headers, answer = await self._transport.post(path, body, timeouts)
+        limits = read_limits(headers, wall())
+        says = limits.truths or limits.malformed
         try:
-            return provider.decode(request, status, headers, answer)
+            reply = provider.decode(request, status, headers, answer)
         except CallError as error:
             problem = error
+        else:
+            provider.learn(request, reply.usage)
+            if says:
+                msgspec.structs.force_setattr(reply, "limits", limits)  # nobody else has it yet
+            return reply
         if self._shows(answer, headers):
             problem = self._scrubbed(request, status, headers, answer)
+        if says:
+            problem.limits = limits
         raise problem  # outside of the except block: the first error is no context of the second
 
     def _shows(self, answer: bytes, headers: Mapping[str, str]) -> bool:
@@ -153,8 +182,12 @@ class OpenAI:
         return DecodeError("the answer cannot be understood", status)
 
     def cost(self, request: Request) -> Mapping[str, float]:
-        """Return what `request` will probably use, by unit."""
+        """Return what `request` will probably use, by unit; from the first on, replies calibrate it."""
         return self._provider.cost(request)
+
+    def statistics(self) -> TokenErrors:
+        """Return how well the estimates of tokens have met what the replies then used."""
+        return self._provider.tokens.errors()
 
     def wrap(self, item: Any) -> Request:
         """Return the request that a prompt stands for."""
@@ -209,8 +242,15 @@ def _key(given: str | Secret | None, env: str) -> Secret:
     raise ConfigError(msg)
 
 
-def _unpickled(kind: Callable[..., OpenAI], model: str, base_url: str, env: str, transport: Transport | None) -> OpenAI:
-    return kind(model, base_url, api_key_env=env, transport=transport)
+def _unpickled(  # noqa: PLR0917  pickles give arguments by position
+    kind: Callable[..., OpenAI],
+    model: str,
+    base_url: str,
+    env: str,
+    transport: Transport | None,
+    accounting: Accounting,
+) -> OpenAI:
+    return kind(model, base_url, api_key_env=env, transport=transport, accounting=accounting)
 
 
 class Sending(Stream[Reply[T]]):

@@ -27,7 +27,7 @@ from rxllm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Alarm", "Alarms", "Clock", "Handle", "LoopClock", "alarms", "clock_of", "seconds"]
+__all__ = ["Alarm", "Alarms", "Clock", "Handle", "LoopClock", "alarms", "clock_of", "seconds", "wall"]
 
 
 class Handle(Protocol):
@@ -154,14 +154,15 @@ def alarms(clock: Clock, length: float) -> Alarms:
 class LoopClock:
     """An asyncio loop as a clock. One for each loop, see `clock_of`."""
 
-    __slots__ = ("__weakref__", "_call_soon", "_loop", "_scheduler", "alarms", "seconds", "threads")
+    __slots__ = ("__weakref__", "_call_soon", "_loop", "_scheduler", "alarms", "threads")
+
+    seconds = staticmethod(time.monotonic)  # uvloop's own `time()` has milliseconds only; called ten times a request
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.threads = True
         self.alarms: dict[float, Alarms] = {}
         self._loop = loop
         self._call_soon = loop.call_soon
-        self.seconds = time.monotonic  # uvloop's own `time()` has milliseconds only; called ten times a request
         self._scheduler = AsyncIOScheduler(loop)
 
     def __repr__(self) -> str:

@@ -90,6 +90,7 @@ class CallError(RxllmError):
 
     transient: bool = False
     refusal: bool = False
+    limits: object = None  # `policies.Limits`: what the headers said of the key's quotas; None if nothing
     sent: bool = True  # False: nothing left this machine, so nothing was used
 
     def __init__(

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import msgspec
 
-from rxllm.errors import ConfigError, InvalidRequestError, check_number
-from rxllm.policies.accounting import Ending, charge
+from rxllm.errors import CallError, ConfigError, InvalidRequestError, check_number
+from rxllm.policies.accounting import GENERIC, Accounting, Ending, accounting_of
+from rxllm.policies.headers import Limits, Truth
 from rxllm.policies.meters import Meter, meter
 from rxllm.policies.pace import Pace, PaceTicket
 from rxllm.policies.quota import Quota, parse_quotas
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from rxllm.clock import Clock, Handle
+    from rxllm.messages import Usage
 
-__all__ = ["Gate", "GateStatistics", "Lease", "QuotaStatistics", "Waiter"]
+__all__ = ["Explanation", "Gate", "GateStatistics", "Lease", "QuotaStatistics", "Waiter"]
 
 PASSES = 32  # how many later ones may go before one that does not fit
 UNPAID = ("unsent", "refused")  # what may cost less than was reserved although the provider says nothing
@@ -43,6 +45,7 @@ LEAST = 0.001  # seconds: no timer is armed for less
 LONGEST_PAUSE = 2.0  # seconds that one refusal's hint may close the gate for all
 NUMBERS = frozenset({float, int})
 WINDOW = 256  # requests in progress per pipeline when the gate has no concurrency limit
+LEARNED = frozenset({"requests", "tokens", "input_tokens", "output_tokens"})  # units of which costs are known
 
 _arrivals = itertools.count(1)
 
@@ -52,6 +55,7 @@ class QuotaStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
     quota: Quota
     available: float  # in its unit; below zero it is a debt
+    learned: bool  # from the headers of replies: nobody stated it
 
 
 class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +69,23 @@ class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
     quotas: tuple[QuotaStatistics, ...]
     waited: dict[str, float]  # seconds in which the first in the queue waited, by what it waited for
+    malformed: int  # limit headers of replies that could not be understood
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time of the attempts went, and what limits them now. `print` it."""
+
+    binding: str  # what limits, with how full it is: "90000 tokens per 60 seconds: 97 %"; or what else it is
+    seconds: dict[str, float]  # of all attempts together: by what they waited for, in "back-off", on the "network"
+    fill: dict[str, float]  # quota -> share of it that is used, 0 to 1
+
+    def __str__(self) -> str:
+        """Return some lines for a person."""
+        total = sum(self.seconds.values()) or 1.0
+        parts = sorted(self.seconds.items(), key=lambda part: -part[1])
+        times = [f"  {seconds / total:4.0%}  {seconds:9.1f} s  {reason}" for reason, seconds in parts]
+        fills = [f"  {fill:4.0%}  of {name}" for name, fill in self.fill.items()]
+        return "\n".join([f"limited by {self.binding}", "time of all attempts:", *times, "quotas in use:", *fills])
 
 
 class Lease:
@@ -101,8 +122,8 @@ class Applicant(Protocol):
         """Take the lease; called once, perhaps before `request` returns."""
         ...
 
-    def turned_away(self, error: ConfigError, /) -> None:
-        """Learn that there will be no lease: the gate is closed."""
+    def turned_away(self, error: CallError | ConfigError, /) -> None:
+        """Learn that there will be no lease: the gate is closed, or a quota has become too small for it."""
         ...
 
 
@@ -144,6 +165,11 @@ class Gate:
         quotas: `Quota`s, or texts such as "500 requests/minute" or "90_000 tokens/minute; 10/second".
         concurrency: attempts on the wire at a time, >= 1; None: no limit.
         rate: starts per second, evenly spaced, > 0; None: no pace.
+        share: the part of each quota that is this gate's, above 0 to 1: others use the same key.
+        accounting: how the provider counts, an `Accounting` or a name in `policies.ACCOUNTING`.
+
+    The limit headers of every reply correct the quotas: what others use of the key counts before there is a refusal. A
+    unit that no quota is stated for gets the one that the headers state.
 
     Raises:
         ConfigError: an argument out of range; use on another loop while in use; use after `close`.
@@ -154,10 +180,25 @@ class Gate:
         8
     """
 
-    def __init__(self, *quotas: Quota | str, concurrency: int | None = None, rate: float | None = None) -> None:
-        self._quotas = _read(quotas)
+    def __init__(
+        self,
+        *quotas: Quota | str,
+        concurrency: int | None = None,
+        rate: float | None = None,
+        share: float = 1.0,
+        accounting: Accounting | str = GENERIC,
+    ) -> None:
         check_number("concurrency", concurrency, least=1, integer=True, optional=True)
         check_number("rate", rate, above=0, optional=True)
+        check_number("share", share, above=0, most=1)
+        self._given = _read(quotas)
+        self._share = share
+        self._accounting = accounting_of(accounting)
+        self._quotas = tuple(
+            _part(counted, share) for quota in self._given for counted in self._accounting.quotas(quota)
+        )
+        self._stated = len(self._quotas)  # those after them were learned from headers
+        self._matches: dict[tuple[str, float | None], int | None] = {}  # what a header says -> which quota it is about
         self._units = tuple(quota.unit for quota in self._quotas)
         self._names = tuple(str(quota) for quota in self._quotas)
         self._meters: tuple[Meter, ...] = tuple(meter(quota) for quota in self._quotas)
@@ -179,10 +220,12 @@ class Gate:
         self._reason: str | None = None  # what the first in the queue waits for
         self._noted = 0.0  # up to when that is counted
         self._waited: dict[str, float] = {}
+        self._spent: dict[str, float] = {}  # seconds of attempts, by what they went to
+        self._malformed = 0
         self._closed = False
 
     def __repr__(self) -> str:
-        parts = [repr(name) for name in self._names]
+        parts = [repr(name) for name in self._names[: self._stated]]
         if self._limit is not None:
             parts.append(f"concurrency={self._limit}")
         if self._pace is not None:
@@ -191,7 +234,8 @@ class Gate:
 
     def __reduce__(self) -> tuple[Callable[..., Gate], tuple[object, ...]]:
         """Pickle the configuration, never the state."""
-        return _rebuild, (self._quotas, self._limit, None if self._pace is None else self._pace.rate)
+        rate = None if self._pace is None else self._pace.rate
+        return _rebuild, (self._given, self._limit, rate, self._share, self._accounting)
 
     # for users
 
@@ -246,11 +290,30 @@ class Gate:
             admitted=self._admitted,
             refused=self._refused,
             quotas=tuple(
-                QuotaStatistics(quota=quota, available=gauge.available(now))
-                for quota, gauge in zip(self._quotas, self._meters, strict=True)
+                QuotaStatistics(quota=quota, available=gauge.available(now), learned=number >= self._stated)
+                for number, (quota, gauge) in enumerate(zip(self._quotas, self._meters, strict=True))
             ),
             waited=waited,
+            malformed=self._malformed,
         )
+
+    def explain(self) -> Explanation:
+        """Return where the time of the attempts went, and what limits them now; `print` it."""
+        now = self._now()
+        fill = {
+            name: 1.0 - gauge.available(now) / gauge.limit if gauge.limit else 1.0
+            for name, gauge in zip(self._names, self._meters, strict=True)
+        }
+        reason = self._reason
+        if reason is None:
+            binding = "nothing here: nobody waits" if self._in_flight else "nothing: nothing is asked for"
+        elif reason in fill:
+            binding = f"{reason}: {fill[reason]:.0%}"
+        elif reason == "concurrency":
+            binding = f"concurrency: {self._in_flight} of {self._limit} on the wire"
+        else:
+            binding = reason
+        return Explanation(binding=binding, seconds=self._spent.copy(), fill=fill)
 
     def close(self) -> None:
         """Admit nothing any more. Attempts on the wire end as they do; those that wait get a `ConfigError`."""
@@ -298,7 +361,7 @@ class Gate:
         """
         found: list[float] = []
         for unit, gauge, name in zip(self._units, self._meters, self._names):  # noqa: B905  made together; this is hot
-            amount = cost.get(unit, 1.0 if unit == "requests" else None)
+            amount = cost.get(unit, 1.0 if unit == "requests" else None if len(found) < self._stated else 0.0)
             if amount is not None and type(amount) in NUMBERS and amount >= 0 and not gauge.too_large(amount):
                 found.append(amount)
                 continue
@@ -366,19 +429,74 @@ class Gate:
         self._in_flight -= 1
         if ending == "refused":
             self._refused += 1
+        now = self._now()
+        self._spent["network"] = self._spent.get("network", 0.0) + now - lease.at
         if lease.tickets:
-            now = self._now()
             rows = zip(self._units, self._meters, lease.amounts, lease.tickets)  # noqa: B905  made together; this is hot
             for unit, gauge, amount, ticket in rows:
                 actual = None if used is None else used.get(unit)
-                if actual is not None or ending in UNPAID:
-                    actual = charge(ending, unit, amount, actual)
+                if actual is not None or ending in UNPAID or self._accounting.cells:
+                    actual = self._accounting.charge(ending, unit, amount, actual)
                     if actual != amount:
                         gauge.settle(ticket, actual, now)
         if ending == "unsent" and lease.start is not None and self._pace is not None:
             self._pace.refund(lease.start)
         if self._waiting:
             self._wake()
+
+    def used(self, usage: Usage) -> Mapping[str, float]:
+        """Return what a reply has used, by unit, as the provider counts; nothing if it does not say."""
+        if not usage.total_tokens:
+            return {}
+        return self._accounting.used(usage.input_tokens, usage.output_tokens, cached=usage.cached_tokens)
+
+    def observe(self, limits: Limits, sent: float) -> None:
+        """Take over what the headers of a reply say of the quotas.
+
+        Args:
+            limits: what they say.
+            sent: when its attempt was admitted.
+        """
+        self._malformed += limits.malformed
+        now = self._now()
+        for truth in limits.truths:
+            number = self._about(truth)
+            if number is not None and truth.least is not None:
+                self._meters[number].rebase(truth.least, truth.reset, now, limit=truth.limit, sent=sent)
+        if self._waiting:
+            self._wake()
+
+    def backed_off(self, seconds: float) -> None:
+        """Count the time between two attempts of a request, for `explain`."""
+        self._spent["back-off"] = self._spent.get("back-off", 0.0) + seconds
+
+    def _about(self, truth: Truth) -> int | None:
+        """Return which quota a statement is about; one that is new becomes one, if its unit is that of costs."""
+        key = (truth.unit, truth.window)
+        if key in self._matches:
+            return self._matches[key]
+        same = [number for number, quota in enumerate(self._quotas) if quota.unit == truth.unit]
+        wanted = self._accounting.window(truth.unit) if truth.window is None else truth.window
+        fitting = [number for number in same if truth.window is None or math.isclose(self._quotas[number].per, wanted)]
+        number: int | None = None
+        if fitting:
+            number = min(fitting, key=lambda number: abs(self._quotas[number].per - wanted))
+        elif not same and truth.unit in LEARNED and truth.limit is not None:
+            number = self._learn(Quota(truth.limit, per=wanted, unit=truth.unit, strategy=self._accounting.strategy))
+        elif truth.limit is None:
+            return None  # a later reply may say more
+        self._matches[key] = number
+        return number
+
+    def _learn(self, quota: Quota) -> int:
+        """Keep a quota that only the server has stated."""
+        self._quotas = (*self._quotas, quota)
+        self._meters = (*self._meters, meter(quota, most=math.inf))
+        self._units = (*self._units, quota.unit)
+        self._names = (*self._names, str(quota))
+        for waiter in self._queue:
+            waiter.amounts = (*waiter.amounts, 0.0)  # those that wait already were not priced in it
+        return len(self._quotas) - 1
 
     def pause(self, seconds: float) -> None:
         """Admit nothing for a while: a refusal said so. One hint closes the gate for at most 2 s."""
@@ -403,7 +521,10 @@ class Gate:
             msg = f"{self!r} is in use on {before!r} and cannot be used on {clock!r} at the same time"
             raise ConfigError(msg)
         if before is not None and not (before.threads and clock.threads):  # virtual time has a zero of its own
-            self._meters = tuple(meter(quota) for quota in self._quotas)
+            self._meters = tuple(
+                meter(quota) if number < self._stated else meter(quota, most=math.inf)
+                for number, quota in enumerate(self._quotas)
+            )
             self._pace = None if self._pace is None else Pace(self._pace.rate, slack=LEAST)
             self._pause_until = 0.0
         self._clock = clock
@@ -428,8 +549,8 @@ class Gate:
 
     def _full(self, amounts: tuple[float, ...], now: float) -> int | None:
         """Return the number of the first quota that has no room for `amounts` now."""
-        for gauge, amount in zip(self._meters, amounts):  # noqa: B905  made together; this is hot
-            if not gauge.fits(amount, now):
+        for gauge, amount in zip(self._meters, amounts):  # noqa: B905  some may be learned since; this is hot
+            if amount and not gauge.fits(amount, now):
                 return self._meters.index(gauge)
         return None
 
@@ -490,6 +611,8 @@ class Gate:
 
     def _look_behind(self, head: Waiter, full: int, now: float) -> Waiter | None:
         """Return one behind `head` that fits although `head` does not, while `head` may be passed."""
+        if self._meters[full].too_large(head.amounts[full]):
+            return self._refuse(head, full, now)
         self._reason = self._names[full]
         head.stuck = min(head.stuck, now)
         self._passing = head.passed < PASSES and now - head.stuck < self._quotas[full].per
@@ -512,6 +635,16 @@ class Gate:
         self._arm(min(self._meters[number].ready_at(amount, now) for number, amount in least.items()), now)
         return None
 
+    def _refuse(self, head: Waiter, full: int, now: float) -> Waiter | None:
+        """Turn the first away: the server has lowered a quota below what it needs. Return who may start instead."""
+        applicant, head.applicant = head.applicant, None
+        self._waiting -= 1
+        if applicant is not None:
+            needs, limit = head.amounts[full], self._meters[full].limit
+            msg = f"needs {needs:,g} {self._units[full]}, and the server now admits at most {limit:,g} at a time"
+            applicant.turned_away(InvalidRequestError(msg))
+        return self._choose(now) if self._waiting else None
+
     def _hand_over(self, waiter: Waiter, now: float) -> None:
         applicant, waiter.applicant = waiter.applicant, None
         self._waiting -= 1
@@ -522,6 +655,7 @@ class Gate:
                 own = seconds - before.get(reason, 0.0)
                 if own > 0:
                     lease.waited[reason] = own
+                    self._spent[reason] = self._spent.get(reason, 0.0) + own
         if applicant is not None:
             applicant.admitted(lease)
 
@@ -589,5 +723,22 @@ def _read(quotas: tuple[Quota | str, ...]) -> tuple[Quota, ...]:
     return tuple(found)
 
 
-def _rebuild(quotas: tuple[Quota, ...], limit: int | None, rate: float | None) -> Gate:
-    return Gate(*quotas, concurrency=limit, rate=rate)
+def _part(quota: Quota, share: float) -> Quota:
+    """Return the part of `quota` that is ours; at least one request, else none would ever start."""
+    if share == 1:
+        return quota
+    least = 1.0 if quota.unit == "requests" else 0.0
+    return Quota(
+        max(least, quota.limit * share),
+        per=quota.per,
+        unit=quota.unit,
+        strategy=quota.strategy,
+        margin=quota.margin,
+        burst=None if quota.burst is None else quota.burst * share,
+    )
+
+
+def _rebuild(
+    quotas: tuple[Quota, ...], limit: int | None, rate: float | None, share: float, accounting: Accounting
+) -> Gate:
+    return Gate(*quotas, concurrency=limit, rate=rate, share=share, accounting=accounting)

@@ -142,6 +142,7 @@ class Reply(msgspec.Struct, Generic[T], frozen=True, kw_only=True, forbid_unknow
     finish_reason: str | None = None
     status: int | None = None  # HTTP's, of the answer
     raw: bytes = b""  # the body as it came
+    limits: Any = None  # `policies.Limits`: what the headers said of the key's quotas; None if nothing
 
     @property
     def extra(self) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from rxllm.demand import Stream, connected, subscribe
 from rxllm.errors import CallError, CancelledError, ConfigError, TimeoutError, check_callable
 from rxllm.gate import Gate
-from rxllm.messages import Attempt, Reply, Usage
+from rxllm.messages import Attempt, Reply
 from rxllm.operators.to_outcome import forget_traceback
+from rxllm.policies.headers import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +85,7 @@ class Admitted(Stream[T]):
         self.note = note
         self.arrival: int | None = None
         self.attempts = 0
+        self.ended: float | None = None  # when the last attempt ended
 
     def _start(self, observer: Observer[T], carrier: DemandScheduler) -> Disposable:
         admission = _Admission(self, observer, carrier)
@@ -108,6 +110,8 @@ class _Admission:
         """Ask for admission."""
         operator = self._operator
         gate = operator.gate
+        if operator.ended is not None:
+            gate.backed_off(self._carrier.clock.seconds() - operator.ended)
         try:
             amounts = gate.amounts(operator.cost)
             waiter = gate.apply(self._carrier.clock, amounts, self, operator.arrival)
@@ -129,7 +133,7 @@ class _Admission:
         else:
             self._upstream = upstream
 
-    def turned_away(self, error: ConfigError) -> None:
+    def turned_away(self, error: CallError | ConfigError) -> None:
         self._stopped = True
         self._observer.on_error(error)
 
@@ -186,14 +190,18 @@ class _Admission:
         lease, self._lease = self._lease, None
         if lease is None:
             return None
-        lease.settle(ending, None if reply is None else used(reply.usage))
         operator = self._operator
+        lease.settle(ending, None if reply is None else operator.gate.used(reply.usage))
+        now = operator.ended = self._carrier.clock.seconds()
+        limits: object = getattr(error if reply is None else reply, "limits", None)
+        if isinstance(limits, Limits):
+            operator.gate.observe(limits, lease.at)
         if operator.note is None:
             return None
         attempt = Attempt(
             number=operator.attempts,
             started=lease.at,
-            seconds=self._carrier.clock.seconds() - lease.at,
+            seconds=now - lease.at,
             waited=lease.waited,
             status=getattr(error if reply is None else reply, "status", None),
             error=None if error is None else forget_traceback(error),  # its frames hold the answer and the connection
@@ -213,14 +221,3 @@ def ending_of(error: Exception) -> Ending:
     if getattr(error, "refusal", False) is True:
         return "refused"
     return "timed_out" if isinstance(error, TimeoutError) else "failed"
-
-
-def used(usage: Usage) -> dict[str, float]:
-    """Return what a reply used, by unit; nothing where the provider said nothing."""
-    if not usage.total_tokens:
-        return {}
-    return {
-        "tokens": usage.total_tokens,
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-    }

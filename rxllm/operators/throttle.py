@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rxllm.demand import UNDEMANDED, Demand, Stream, connected, subscribe, undemanded
-from rxllm.errors import ConfigError, check_callable
+from rxllm.errors import CallError, ConfigError, check_callable
 from rxllm.gate import Gate
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class _Line(Demand):
             raise
         self._work()
 
-    def turned_away(self, error: ConfigError) -> None:
+    def turned_away(self, error: CallError | ConfigError) -> None:
         self._waiter = None
         self._fail(error)
 

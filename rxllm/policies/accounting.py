@@ -19,6 +19,7 @@ __all__ = [
     "Cell",
     "Ending",
     "Rule",
+    "accounting_of",
     "charge",
 ]
 
@@ -153,11 +154,14 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return charge(ending, unit, reserved, actual)
 
     def quotas(self, quota: Quota) -> tuple[Quota, ...]:
-        """Return `quota`, and the one over the shorter time in which this provider may judge it."""
-        if not 0 < self.smoothing < quota.per:
+        """Return `quota`, and for requests the one over the shorter time in which this provider may judge it.
+
+        Tokens have none: one large call needs more of them than such a time holds, and is admitted all the same.
+        """
+        if quota.unit != "requests" or not 0 < self.smoothing < quota.per:
             return (quota,)
         limit, per = quota.limit * self.smoothing / quota.per, self.smoothing
-        if quota.unit == "requests" and limit < 1:
+        if limit < 1:
             if quota.limit <= 1:
                 return (quota,)
             limit, per = 1.0, quota.per / quota.limit  # one, in the time of one
@@ -236,3 +240,15 @@ ACCOUNTING: dict[str, Accounting] = {
     "groq": GROQ,
     "vllm": VLLM,
 }
+
+
+def accounting_of(given: Accounting | str) -> Accounting:
+    """Return the preset of that name; an `Accounting` is one already.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if isinstance(given, Accounting):
+        return given
+    check_choice("accounting", given, tuple(ACCOUNTING))
+    return ACCOUNTING[given]

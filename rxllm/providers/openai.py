@@ -10,6 +10,8 @@ import msgspec
 from rxllm import clock, errors
 from rxllm.errors import CallError, ConfigError, InvalidRequestError, UnsupportedError, check_text
 from rxllm.messages import Reply, Request, Usage, chat
+from rxllm.policies.accounting import GENERIC, Accounting
+from rxllm.policies.tokens import TokenEstimator
 from rxllm.providers.base import Call, error_of, parsed, said_in, unreadable
 
 if TYPE_CHECKING:
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAIProvider"]
 
-CHARACTERS = 4  # a token, in English prose; the quota is settled to the real usage
-OUTPUT = 256  # tokens to expect of a request that names no limit
+FIRST = 256  # replies that the estimates of tokens learn from, each
+SOME = 8  # afterwards one in so many
 OPERATIONS = {"chat": "/chat/completions"}
 
 # Where `error.code` or `error.type` says more than the status: waiting fills no balance, and shrinks no request.
@@ -79,14 +81,19 @@ class OpenAIProvider:
 
     Args:
         model: the model's name.
+        accounting: how the server counts tokens when it admits a request.
 
     Raises:
-        ConfigError: not a text.
+        ConfigError: the model is not a text.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, accounting: Accounting = GENERIC) -> None:
         check_text("model", model)
         self.model = model
+        self.accounting = accounting
+        self.tokens = TokenEstimator()
+        self._priced = False  # somebody asks for costs, so it pays to learn
+        self._replies = 0
 
     def encode(self, request: Request) -> Call:
         """Return the call of `request`; see `Provider`."""
@@ -138,12 +145,35 @@ class OpenAIProvider:
         return _tolerant(status, headers, body, reason)
 
     def cost(self, request: Request) -> dict[str, float]:
-        """Return an estimate: a token for every four characters, and the tokens that the answer may have."""
+        """Return an estimate from the size of the prompt and the tokens that the answer may have."""
+        self._priced = True
+        model, size, limit, answers = self._measure(request)
+        inputs, outputs = self.tokens.estimate(model, request.operation, size, limit)
+        most = None if limit is None else limit * answers
+        return self.accounting.costs(max(1.0, inputs), max(1.0, outputs * answers), max_tokens=most)
+
+    def learn(self, request: Request, usage: Usage) -> None:
+        """Learn from what a request really used; from each of the first replies, then from some."""
+        if not self._priced or not usage.total_tokens:
+            return
+        self._replies += 1
+        if self._replies > FIRST and self._replies % SOME:
+            return
+        model, size, limit, answers = self._measure(request)
+        self.tokens.learn(
+            model,
+            request.operation,
+            size,
+            limit,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens / answers,
+        )
+
+    def _measure(self, request: Request) -> tuple[str, int, int | None, int]:
+        """Return model, bytes of the prompt, the most output tokens if it says so, and how many answers it wants."""
         body = _fields(request.body)
-        inputs = _length(body.get("messages")) // CHARACTERS + 1
-        limit = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or OUTPUT
-        outputs = limit * (_count(body.get("n")) or 1)
-        return {"requests": 1, "tokens": inputs + outputs, "input_tokens": inputs, "output_tokens": outputs}
+        limit = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or None
+        return str(body.get("model", self.model)), _length(body.get("messages")), limit, _count(body.get("n")) or 1
 
     def wrap(self, item: object) -> Request:
         """Return the chat request of a prompt."""
@@ -216,13 +246,14 @@ def _text(content: object) -> str | None:
 
 
 def _length(messages: object) -> int:
-    """Return the characters of messages, whose content is a text or a list of parts."""
+    """Return the size in bytes of messages, whose content is a text or a list of parts."""
     if not isinstance(messages, list | tuple):
         return 0
     total = 0
     for message in cast("list[Any]", messages):
         content: Any = cast("dict[str, Any]", message).get("content") if isinstance(message, dict) else None
-        total += len(content if isinstance(content, str) else _text(content) or "")
+        text = content if isinstance(content, str) else _text(content) or ""
+        total += len(text) if text.isascii() else len(text.encode(errors="replace"))
     return total
 
 

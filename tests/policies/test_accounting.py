@@ -119,7 +119,7 @@ def test_a_quota_that_is_judged_in_less_time_has_the_same_rate_there(limit: int,
     assert GENERIC.quotas(quota) == (quota,)
     first, *rest = AZURE_OPENAI.quotas(quota)
     assert first == quota
-    assert len(rest) == (per > 10 and (unit == "tokens" or limit > 1))
+    assert len(rest) == (per > 10 and unit == "requests" and limit > 1)  # one large call may need more tokens than fit
     for shorter in rest:
         assert shorter.limit / shorter.per == pytest.approx(limit / per)
         assert shorter.unit == unit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from rxllm import Reply, Request, Usage, chat, errors
 from rxllm.errors import CallError, ConfigError, DecodeError, InvalidRequestError, UnsupportedError
+from rxllm.policies import OPENAI
 from rxllm.providers import OpenAIProvider
 
 PROVIDER = OpenAIProvider("small")
@@ -333,22 +335,44 @@ def test_a_model_is_a_text(model):
 @pytest.mark.parametrize(
     ("body", "inputs", "outputs"),
     [
-        ({"messages": [{"role": "user", "content": "x" * 40}]}, 11, 256),
-        ({"messages": [{"content": "x" * 40}, {"content": "y" * 40}], "max_tokens": 9}, 21, 9),
-        ({"messages": [{"content": "x" * 40}], "max_tokens": 9, "max_completion_tokens": 7}, 11, 7),
-        ({"messages": [{"content": "x" * 40}], "max_tokens": 9, "n": 3}, 11, 27),
-        ({"messages": [{"content": [{"text": "x" * 40}, {"image_url": "y" * 99}]}]}, 11, 256),
-        ({"messages": ()}, 1, 256),
-        ({}, 1, 256),
+        ({"messages": [{"role": "user", "content": "x" * 40}]}, 10, 512),
+        ({"messages": [{"content": "x" * 40}, {"content": "y" * 40}], "max_tokens": 9}, 20, 9),
+        ({"messages": [{"content": "x" * 40}], "max_tokens": 9, "max_completion_tokens": 7}, 10, 7),
+        ({"messages": [{"content": "x" * 40}], "max_tokens": 9, "n": 3}, 10, 27),
+        ({"messages": [{"content": [{"text": "x" * 40}, {"image_url": "y" * 99}]}]}, 10, 512),
+        ({"messages": ()}, 1, 512),
+        ({}, 1, 512),
     ],
 )
 def test_a_request_costs_a_token_for_four_characters_and_what_it_allows(body, inputs, outputs):
-    assert PROVIDER.cost(Request(body=body)) == {
+    assert OpenAIProvider("any").cost(Request(body=body)) == {
         "requests": 1,
         "tokens": inputs + outputs,
         "input_tokens": inputs,
         "output_tokens": outputs,
     }
+
+
+def test_costs_are_calibrated_by_what_replies_used():
+    provider = OpenAIProvider("any")
+    request = Request(body={"messages": [{"content": "x" * 400}], "max_tokens": 1000})
+    provider.learn(request, Usage(input_tokens=7, output_tokens=7))  # nobody has asked for a cost: nothing to learn for
+    assert provider.cost(request)["tokens"] == 100 + 1000
+    for _ in range(60):
+        provider.learn(request, Usage(input_tokens=130, output_tokens=40))
+    cost = provider.cost(request)
+    assert cost["input_tokens"] == pytest.approx(130, rel=0.05)
+    assert 36 <= cost["output_tokens"] <= 48
+    assert provider.tokens.errors().replies == 60
+
+
+def test_a_server_that_reserves_max_tokens_is_paid_that():
+    provider = OpenAIProvider("any", accounting=OPENAI)
+    request = Request(body={"messages": [{"content": "x" * 400}], "max_tokens": 1000, "n": 2})
+    provider.cost(request)
+    for _ in range(60):
+        provider.learn(request, Usage(input_tokens=100, output_tokens=40))
+    assert provider.cost(request)["output_tokens"] == 2000
 
 
 @given(
@@ -357,4 +381,4 @@ def test_a_request_costs_a_token_for_four_characters_and_what_it_allows(body, in
 )
 def test_the_cost_of_anything_is_a_number_above_zero(body):
     cost = PROVIDER.cost(Request(body=body))
-    assert all(type(amount) is int and amount > 0 for amount in cost.values())
+    assert all(math.isfinite(amount) and amount > 0 for amount in cost.values())
