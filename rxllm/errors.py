@@ -6,7 +6,7 @@
         AuthError                 401, 403: the key is not accepted
         BillingError              402, 429 for an empty balance
         RateLimitedError          429: too much for now                 yes        yes
-        OverloadedError           529, 503: too busy for now            yes        yes
+        OverloadedError           529, or 503 that says so: too busy    yes        yes
         ServerError               >= 500: the server's own fault        yes
         TimeoutError              no answer in time; see `phase`        yes (not at the deadline)
         ConnectionError           unreachable, or cut off               yes
@@ -134,7 +134,7 @@ class RateLimitedError(CallError):
 
 
 class OverloadedError(CallError):
-    """The provider refused the call for now: it is too busy, whoever asks (HTTP 529, 503)."""
+    """The provider refused the call for now: it is too busy, whoever asks (HTTP 529; 503 if its code says so)."""
 
     transient = True
     refusal = True

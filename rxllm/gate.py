@@ -14,6 +14,7 @@ the places of the others, and whoever ends an attempt never runs the code of ano
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import sys
 from bisect import insort
@@ -48,6 +49,7 @@ WINDOW = 256  # requests in progress per pipeline when the gate has no concurren
 LEARNED = frozenset({"requests", "tokens", "input_tokens", "output_tokens"})  # units of which costs are known
 
 _arrivals = itertools.count(1)
+_log = logging.getLogger("rxllm.gate")
 
 
 class QuotaStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -429,6 +431,8 @@ class Gate:
         self._in_flight -= 1
         if ending == "refused":
             self._refused += 1
+            if self._refused == 1:
+                _log.warning("%r: the provider has refused an attempt; further ones are counted in statistics()", self)
         now = self._now()
         self._spent["network"] = self._spent.get("network", 0.0) + now - lease.at
         if lease.tickets:

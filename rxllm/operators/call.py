@@ -158,11 +158,12 @@ class _Recipe:
         else:
             request = self._wrap(item)
         attempts: list[Attempt] = []
+        begun: list[float] = []
         first = self.attempt(request, attempts)
-        stream = self.tries(first)
+        stream = self.tries(first, begun)
         validation = self.validation
         if validation is not None:
-            again = _Again(self, request, first, attempts, stream)
+            again = _Again(self, request, first, attempts, stream, begun)
             stream = Validated(stream, validation.check, validation.attempts, again)
         return ToOutcome(stream, request, attempts, self.deadline, raising=self.raising)
 
@@ -187,24 +188,26 @@ class _Recipe:
         cost: Mapping[str, float] = client.cost(request) if self.gate.units else {}
         return Admitted(client.send(request, timeouts=self.timeouts), self.gate, cost, attempts.append)
 
-    def tries(self, attempt: Admitted[Reply[Any]]) -> Observable[Reply[Any]]:
+    def tries(self, attempt: Admitted[Reply[Any]], begun: list[float]) -> Observable[Reply[Any]]:
         """Return the stream of one answer: `attempt`, retried while its errors are transient."""
-        return Retry(attempt, self.backoff, self.deadline, self.draw)
+        return Retry(attempt, self.backoff, self.deadline, self.draw, begun)
 
 
 class _Again:
     """What follows an answer that did not pass: note it, and ask again, perhaps otherwise."""
 
-    __slots__ = ("_attempt", "_attempts", "_recipe", "_request", "_stream")
+    __slots__ = ("_attempt", "_attempts", "_begun", "_recipe", "_request", "_stream")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  private
         self,
         recipe: _Recipe,
         request: Request,
         attempt: Admitted[Reply[Any]],
         attempts: list[Attempt],
         stream: Observable[Reply[Any]],
+        begun: list[float],
     ) -> None:
+        self._begun = begun  # when the request was pulled: the deadline of all its tries
         self._recipe = recipe
         self._request = request
         self._attempt = attempt
@@ -226,4 +229,4 @@ class _Again:
         attempt.arrival = before.arrival  # it keeps its place in the queue
         attempt.attempts = before.attempts
         self._attempt = attempt
-        return self._recipe.tries(attempt)
+        return self._recipe.tries(attempt, self._begun)

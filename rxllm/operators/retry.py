@@ -66,12 +66,21 @@ def retry(
 
 
 class Retry(Stream[T]):
-    """`source` with its transient errors retried."""
+    """`source` with its transient errors retried.
+
+    Those that share `begun` have one deadline: it runs from the first subscription of any of them.
+    """
 
     def __init__(
-        self, source: Observable[T], backoff: Backoff, deadline: float, draw: Callable[[float, float], float]
+        self,
+        source: Observable[T],
+        backoff: Backoff,
+        deadline: float,
+        draw: Callable[[float, float], float],
+        begun: list[float] | None = None,
     ) -> None:
         self.source = source
+        self.begun = begun
         self.backoff = backoff
         self.deadline = deadline
         self.draw = draw
@@ -101,7 +110,10 @@ class _Tries:
         self._operator = operator
         self._observer = observer
         self._carrier = carrier
-        self._started = carrier.clock.seconds()
+        begun = [] if operator.begun is None else operator.begun
+        if not begun:
+            begun.append(carrier.clock.seconds())
+        self._started = begun[0]
         self._failures = 0
         self._refusals = 0
         self._stopped = False

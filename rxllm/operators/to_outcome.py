@@ -185,4 +185,8 @@ def forget_traceback(error: Exception) -> Exception:
     """Return `error` as a value: its frames, and what they hold, are let go."""
     error.__traceback__ = None
     error.__context__ = None
+    cause = error.__cause__
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__
     return error

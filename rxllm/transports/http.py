@@ -11,6 +11,7 @@ does a frame that a traceback shows have a local variable with it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import ipaddress
 import re
@@ -374,6 +375,8 @@ def _unreachable(where: str, error: Exception) -> ConnectionError:
         text = f"the certificate of {where} is not accepted: {error.certificate_error}"
     elif isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
         text = f"no secure connection to {where}: is it http:// instead of https://?"
+    elif isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+        text = f"cannot reach {where}: too many open files; raise the limit (ulimit -n), or lower concurrency"
     else:
         reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
         text = f"cannot reach {where}: {reason}; is the server running, and is base_url right?"

@@ -613,3 +613,25 @@ def test_the_real_client_over_a_transport_without_a_network():
     assert sum(len(outcome.attempts) for outcome in outcomes) == len(asked)
     assert sum(attempt.status == 429 for outcome in outcomes for attempt in outcome.attempts) == len(asked) - 20
     assert {body["messages"][0]["content"] for body in asked} == {f"prompt {n}" for n in range(20)}
+
+
+def test_a_hint_beyond_the_deadline_ends_a_request_at_once_also_after_a_bad_answer():
+    scheduler = VirtualScheduler()
+    answers = iter([(5.0, reply("bad")), (1.0, rxllm.errors.RateLimitedError("later", 429, 6.0))])
+
+    class Scripted:
+        def send(self, request, *, timeouts):
+            return rx.defer(lambda _: Script(next(answers)))
+
+        def cost(self, request):
+            return {}
+
+        def wrap(self, item):
+            return chat(item)
+
+    stream = rxllm.from_iterable(["a"]).pipe(
+        call(Scripted(), validate=lambda answer: answer.text != "bad", deadline=10.0)
+    )
+    [outcome] = record(scheduler, stream).values
+    assert isinstance(outcome.error, rxllm.errors.RateLimitedError)
+    assert outcome.seconds == 6.0
