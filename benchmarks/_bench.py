@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import reactivex as rx
 
-from rxllm.demand import Demand, DemandScheduler, Flow, Stream, subscribe
+from rxllm.demand import Demand, DemandScheduler, Flow
 from rxllm.runtime import background
+from rxllm.stream import Stream, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

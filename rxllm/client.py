@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast, o
 import msgspec
 
 from rxllm.clock import LoopClock, wall
-from rxllm.demand import NOTHING, Stream
+from rxllm.demand import NOTHING
 from rxllm.errors import (
     CallError,
     CancelledError,
@@ -32,6 +32,7 @@ from rxllm.policies.accounting import Accounting, accounting_of
 from rxllm.policies.headers import read_limits
 from rxllm.policies.timeouts import Timeouts
 from rxllm.providers.openai import OpenAIProvider
+from rxllm.stream import Stream
 from rxllm.transports.http import HttpTransport
 
 if TYPE_CHECKING:

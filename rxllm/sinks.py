@@ -21,8 +21,9 @@ from reactivex import Observable
 
 from rxllm import runtime
 from rxllm.clock import loop_clock
-from rxllm.demand import Demand, DemandScheduler, Flow, subscribe
+from rxllm.demand import Demand, DemandScheduler, Flow
 from rxllm.errors import ConfigError, check_number
+from rxllm.stream import subscribe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

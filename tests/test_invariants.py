@@ -21,10 +21,11 @@ from reactivex import operators as ops
 
 import rxllm
 from rxllm import Outcome
-from rxllm.demand import DemandScheduler, Disposable, Stream, subscribe
+from rxllm.demand import DemandScheduler, Disposable
 from rxllm.errors import ServerError
 from rxllm.operators import bounded, flat_map, retry, timeout, validate
 from rxllm.policies.backoff import Backoff
+from rxllm.stream import Stream, subscribe
 from rxllm.testing import Script, Taker, VirtualScheduler
 
 END = 1_000_000.0  # seconds: later than anything happens

@@ -15,6 +15,7 @@ LAYERS = """
     clock
     runtime
     demand
+    stream
     policies
     gate
     stores

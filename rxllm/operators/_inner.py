@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from reactivex import Observable
 
 from rxllm.clock import LoopClock
-from rxllm.demand import NOTHING, subscribe
+from rxllm.demand import NOTHING
 from rxllm.errors import ConfigError
+from rxllm.stream import subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from rxllm.demand import Stream, connected, subscribe
 from rxllm.errors import CallError, CancelledError, ConfigError, TimeoutError, check_callable
 from rxllm.gate import Gate
 from rxllm.messages import Attempt, Reply
 from rxllm.operators.to_outcome import forget_traceback
 from rxllm.policies.headers import Limits
+from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reactivex import Observable
 
-from rxllm.demand import UNDEMANDED, Demand, Outlet, Stream, connected, subscribe, undemanded
+from rxllm.demand import UNDEMANDED, Demand, Outlet, undemanded
 from rxllm.errors import ConfigError, check_callable, check_number
+from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import reactivex as rx
 
 from rxllm import runtime
-from rxllm.demand import Stream, subscribe
 from rxllm.errors import ConfigError, ValidationError, check_callable, check_choice, check_number
 from rxllm.gate import Gate
 from rxllm.messages import Attempt, Outcome, Reply, Request, chat
@@ -21,6 +20,7 @@ from rxllm.operators.validate import Validated
 from rxllm.policies.backoff import Backoff, Draw
 from rxllm.policies.timeouts import Timeouts
 from rxllm.policies.validation import Validate
+from rxllm.stream import Stream, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rxllm.demand import UNDEMANDED, Demand, Outlet, Stream, connected, subscribe, undemanded
+from rxllm.demand import UNDEMANDED, Demand, Outlet, undemanded
 from rxllm.errors import ConfigError, check_callable
 from rxllm.operators._inner import discard, subscribe_inner
+from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from reactivex.observable.groupedobservable import GroupedObservable
 
-from rxllm.demand import UNDEMANDED, Demand, Outlet, Stream, connected, subscribe, undemanded
+from rxllm.demand import UNDEMANDED, Demand, Outlet, undemanded
 from rxllm.errors import ConfigError, check_callable, check_choice, check_number
 from rxllm.messages import Outcome, Request
 from rxllm.operators._inner import discard, subscribe_inner
+from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

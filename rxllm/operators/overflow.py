@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from rxllm.demand import Outlet, Stream, connected, subscribe
+from rxllm.demand import Outlet
 from rxllm.errors import ConfigError, check_choice, check_number
+from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
     from collections import deque

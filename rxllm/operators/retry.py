@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rxllm import runtime
-from rxllm.demand import Stream, subscribe
 from rxllm.errors import ConfigError, check_callable, check_number
 from rxllm.policies.backoff import Backoff
+from rxllm.stream import Stream, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,19 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from rxllm.demand import (
-    NOTHING,
-    UNDEMANDED,
-    Demand,
-    DemandScheduler,
-    Flow,
-    Outlet,
-    Stream,
-    connected,
-    subscribe,
-    undemanded,
-)
+from rxllm.demand import NOTHING, UNDEMANDED, Demand, DemandScheduler, Flow, Outlet, undemanded
 from rxllm.errors import ConfigError, check_number
+from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rxllm.demand import UNDEMANDED, Demand, Stream, connected, subscribe, undemanded
+from rxllm.demand import UNDEMANDED, Demand, undemanded
 from rxllm.errors import CallError, ConfigError, check_callable
 from rxllm.gate import Gate
+from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

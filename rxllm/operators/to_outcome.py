@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 
 from rxllm.clock import alarms
-from rxllm.demand import Stream, connected, subscribe
 from rxllm.errors import ConfigError, DecodeError, TimeoutError, ValidationError, check_choice, check_number
 from rxllm.messages import Attempt, Outcome, Reply, Request
+from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rxllm.demand import Stream
 from rxllm.errors import ConfigError, ValidationError, check_callable, check_number
 from rxllm.operators._inner import subscribe_inner
+from rxllm.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -7,11 +7,12 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
-from rxllm.demand import NOTHING, Stream
+from rxllm.demand import NOTHING
 from rxllm.errors import CancelledError, ConfigError, NotReadyError, check_choice, check_number
 from rxllm.operators.overflow import POLICIES, Policy, make_room
 from rxllm.runtime import Binding
 from rxllm.sources.pump import Pump
+from rxllm.stream import Stream
 
 if TYPE_CHECKING:
     from rxllm.demand import DemandScheduler, Disposable, Observer

@@ -10,9 +10,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rxllm.clock import LoopClock
-from rxllm.demand import NOTHING, Stream
+from rxllm.demand import NOTHING
 from rxllm.errors import ConfigError
 from rxllm.sources.pump import Pump
+from rxllm.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator

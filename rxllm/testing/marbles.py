@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 from reactivex import Observable
 
-from rxllm.demand import Demand, DemandScheduler, Disposable, Flow, Observer, Stream, connected, subscribe
+from rxllm.demand import Demand, DemandScheduler, Disposable, Flow, Observer
 from rxllm.errors import ConfigError
+from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

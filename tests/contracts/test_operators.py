@@ -19,9 +19,10 @@ from reactivex.testing import ReactiveTest, TestScheduler
 import rxllm
 from rxllm import Outcome
 from rxllm import operators as own
-from rxllm.demand import DemandScheduler, Stream
+from rxllm.demand import DemandScheduler
 from rxllm.errors import ConfigError, ServerError
 from rxllm.policies.backoff import Backoff
+from rxllm.stream import Stream
 from rxllm.testing import Cold, Event, Recorder, Script, Taker, VirtualScheduler, cold, marbles, record
 
 MANY = 10_000
