@@ -10,6 +10,7 @@ round by round in one run.
 "one_stage": requests from a generator through flat_map(retry(validate(inner))) into `iterate`. An inner is a script:
 it answers in a coming turn of the loop or after 1 or 2 ms; four requests in a hundred fail once and are retried, one
 is answered with what the check refuses and asked again. Each must come out exactly once.
+"call": the same through `call`, with a quota of requests and one of tokens a minute, over the in-memory transport.
 "two_stages_…": two flat_maps whose inners take 5 ms each.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from _bench import Later, arguments, interleaved, quartiles, report, resident_mb
 from reactivex import operators as ops
 
@@ -27,9 +29,10 @@ from rxllm.operators import flat_map, retry, validate
 from rxllm.policies.backoff import Backoff
 from rxllm.sinks import BUFFER
 from rxllm.testing import Script
+from rxllm.transports import MemoryTransport, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import reactivex as rx
 
@@ -105,15 +108,62 @@ def one_stage(items: int, window: int) -> None:
         stage.start()
         return again(check(inner(request)))
 
-    outcomes = rxllm.from_iterable(requests(run)).pipe(flat_map(mapper, window=window), ops.do_action(stage.passed_on))
+    outcomes = rxllm.from_iterable(requests(run)).pipe(flat_map(mapper, window=window))
+    consume("one_stage", run, stage, outcomes, int)
+
+
+def answer(_path: str, body: bytes) -> Response:
+    """Answer as a server does: of a hundred requests four fail once, and one is answered with what is refused."""
+    text = body.partition(b"the number ")[2].partition(b".")[0].decode()
+    if int(text) % 20 == 7 and text not in failed_once:
+        failed_once.add(text)
+        if int(text) % 100 != 7:
+            return Response(500, {}, b"{}")
+        text = WRONG
+    else:
+        failed_once.discard(text)
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
+    return Response(200, {}, msgspec.json.encode({"id": text, "model": "any", "choices": [choice], "usage": usage}))
+
+
+failed_once: set[str] = set()
+
+
+def through_call(items: int, window: int) -> None:
+    """Run a long stream through `call`, two quotas of a minute, a check, and retries."""
+    stage = Stage(window)
+    run = Run(items, window + BUFFER + IN_HAND)
+    client = rxllm.OpenAI("any", api_key="none", transport=MemoryTransport(answer), accounting="generic")
+    gate = rxllm.Gate("1_000_000_000 requests/minute", "1_000_000_000_000 tokens/minute", concurrency=window)
+
+    def choose(_request: rxllm.Request) -> rxllm.OpenAI:
+        stage.start()
+        return client
+
+    outcomes = rxllm.from_iterable(requests(run)).pipe(
+        rxllm.call(
+            choose,
+            gate=gate,
+            window=window,
+            retry=Backoff(base=0.001, cap=0.01),
+            validate=lambda reply: reply.text != WRONG,
+        )
+    )
+    consume("call", run, stage, outcomes, lambda outcome: int(outcome.text))
+
+
+def consume(case: str, run: Run, stage: Stage, outcomes: rx.Observable[Any], number: Callable[[Any], int]) -> None:
+    """Consume a run, and report how its memory grew and how far it ran ahead."""
+    items = run.items
     seen = bytearray(items)
     mark = items // 10
     before = 0.0
     start, cpu = time.perf_counter(), time.process_time()
-    with rxllm.iterate(outcomes) as answers:
-        for answer in answers:
+    with rxllm.iterate(outcomes.pipe(ops.do_action(stage.passed_on))) as answers:
+        for item in answers:
             run.delivered += 1
-            seen[answer] += 1
+            seen[number(item)] += 1
             if run.delivered == mark:
                 before = resident_mb()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -124,7 +174,7 @@ def one_stage(items: int, window: int) -> None:
     bounded = stage.most <= stage.bound and run.most <= run.bound
     report(
         "memory",
-        "one_stage",
+        case,
         unit="MB",
         before=round(before, 2),
         after=round(after, 2),
@@ -211,11 +261,12 @@ def main() -> None:
     """Measure all cases."""
     chosen = arguments(
         __doc__,
-        requests=(1_000_000, 2_000, "requests through one stage"),
+        requests=(1_000_000, 2_000, "requests through one stage, and through call"),
         items=(6_000, 200, "items a run through two stages"),
         rounds=(9, 1, "rounds of the two stages"),
     )
     one_stage(chosen.requests, WINDOW)
+    through_call(chosen.requests, WINDOW)
     two_stages("two_stages_equal", chosen.items, chosen.rounds, (32, 32))
     two_stages("two_stages_unequal", chosen.items, chosen.rounds, (64, 16))
     two_stages("two_stages_unequal_late", chosen.items, chosen.rounds, (16, 64))

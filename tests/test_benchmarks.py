@@ -38,7 +38,7 @@ def run(name: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
 def test_memory_measures_growth_bounds_and_the_share_of_two_stages() -> None:
     cases = run("memory")
-    assert set(cases) == {"one_stage", "two_stages_equal", "two_stages_unequal", "two_stages_unequal_late"}
+    assert set(cases) == {"call", "one_stage", "two_stages_equal", "two_stages_unequal", "two_stages_unequal_late"}
     for case in cases.values():
         assert case["delivered"] == case["items"]
         assert all(
