@@ -100,6 +100,7 @@ class Drain(Demand):
 
     def on_next(self, _value: object) -> None:
         """Count."""
+        self.arrived += 1
         self.count += 1
 
     def on_error(self, error: Exception) -> None:
