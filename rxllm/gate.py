@@ -171,7 +171,8 @@ class Gate:
         accounting: how the provider counts, an `Accounting` or a name in `policies.ACCOUNTING`.
 
     The limit headers of every reply correct the quotas: what others use of the key counts before there is a refusal. A
-    unit that no quota is stated for gets the one that the headers state.
+    unit that no quota is stated for gets the one that the headers state: of a minute, or of the time that `accounting`
+    knows, unless they name another. State a quota where the provider's window is shorter than that.
 
     Raises:
         ConfigError: an argument out of range; use on another loop while in use; use after `close`.
