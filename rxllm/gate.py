@@ -169,6 +169,7 @@ class Gate:
         rate: starts per second, evenly spaced, > 0; None: no pace.
         share: the part of each quota that is this gate's, above 0 to 1: others use the same key.
         accounting: how the provider counts, an `Accounting` or a name in `policies.ACCOUNTING`.
+        headers: whether to heed the limit headers of replies.
 
     The limit headers of every reply correct the quotas: what others use of the key counts before there is a refusal. A
     unit that no quota is stated for gets the one that the headers state: of a minute, or of the time that `accounting`
@@ -190,6 +191,7 @@ class Gate:
         rate: float | None = None,
         share: float = 1.0,
         accounting: Accounting | str = GENERIC,
+        headers: bool = True,
     ) -> None:
         check_number("concurrency", concurrency, least=1, integer=True, optional=True)
         check_number("rate", rate, above=0, optional=True)
@@ -200,6 +202,10 @@ class Gate:
         self._quotas = tuple(
             _part(counted, share) for quota in self._given for counted in self._accounting.quotas(quota)
         )
+        self._heeds = headers is True
+        if headers is not True and headers is not False:
+            msg = f"headers must be True or False, got {headers!r}"
+            raise ConfigError(msg)
         self._stated = len(self._quotas)  # those after them were learned from headers
         self._matches: dict[tuple[str, float | None], int | None] = {}  # what a header says -> which quota it is about
         self._units = tuple(quota.unit for quota in self._quotas)
@@ -238,7 +244,7 @@ class Gate:
     def __reduce__(self) -> tuple[Callable[..., Gate], tuple[object, ...]]:
         """Pickle the configuration, never the state."""
         rate = None if self._pace is None else self._pace.rate
-        return _rebuild, (self._given, self._limit, rate, self._share, self._accounting)
+        return _rebuild, (self._given, self._limit, rate, self._share, self._accounting, self._heeds)
 
     # for users
 
@@ -463,6 +469,8 @@ class Gate:
             sent: when its attempt was admitted.
         """
         self._malformed += limits.malformed
+        if not self._heeds:
+            return
         now = self._now()
         for truth in limits.truths:
             number = self._about(truth)
@@ -743,7 +751,12 @@ def _part(quota: Quota, share: float) -> Quota:
     )
 
 
-def _rebuild(
-    quotas: tuple[Quota, ...], limit: int | None, rate: float | None, share: float, accounting: Accounting
+def _rebuild(  # noqa: PLR0917  pickles give arguments by position
+    quotas: tuple[Quota, ...],
+    limit: int | None,
+    rate: float | None,
+    share: float,
+    accounting: Accounting,
+    headers: bool,  # noqa: FBT001
 ) -> Gate:
-    return Gate(*quotas, concurrency=limit, rate=rate, share=share, accounting=accounting)
+    return Gate(*quotas, concurrency=limit, rate=rate, share=share, accounting=accounting, headers=headers)

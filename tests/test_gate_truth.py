@@ -173,3 +173,12 @@ def test_a_second_user_of_the_key_is_noticed_before_a_refusal():
     refused, statistics = asyncio.run(main())
     assert refused <= 9  # without the headers it is about a third of all
     assert statistics.malformed == 0
+
+
+def test_a_gate_may_be_told_to_heed_no_headers():
+    scheduler, gate = VirtualScheduler(), Gate("10 requests/minute", headers=False)
+    record(scheduler, Script((1.0, reply(says(remaining=0.0)))).pipe(admit(gate)))
+    assert available(gate) == [9.0]
+    assert available(pickle.loads(pickle.dumps(gate))) == [10.0]
+    with pytest.raises(errors.ConfigError, match="headers.*'yes'"):
+        Gate(headers="yes")
