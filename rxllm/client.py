@@ -9,7 +9,7 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast, overload
 
@@ -31,12 +31,13 @@ from rxllm.messages import Reply, Request, Secret
 from rxllm.policies.accounting import Accounting, accounting_of
 from rxllm.policies.headers import read_limits
 from rxllm.policies.timeouts import Timeouts
+from rxllm.providers.base import parsed
 from rxllm.providers.openai import OpenAIProvider
 from rxllm.stream import Stream
 from rxllm.transports.http import HttpTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Coroutine
 
     from reactivex import Observable
 
@@ -65,6 +66,7 @@ class Client(Protocol[T]):
         ...
 
 
+BODY = 4  # where the body is in the arguments of a CallError
 OPENAI_URL = "https://api.openai.com/v1"
 
 
@@ -161,7 +163,7 @@ class OpenAI:
             if says:
                 msgspec.structs.force_setattr(reply, "limits", limits)  # nobody else has it yet
             return reply
-        if self._shows(answer, headers):
+        if self._shows(answer, headers) or self._is_in(problem):
             problem = self._scrubbed(request, status, headers, answer)
         if says:
             problem.limits = limits
@@ -172,6 +174,11 @@ class OpenAI:
         key = self._key.reveal()
         return len(key) >= SHORTEST_KEY and (key.encode() in answer or any(key in value for value in headers.values()))
 
+    def _is_in(self, error: CallError) -> bool:
+        """Say whether an error has the key in it although the answer has not: JSON writes "/" or "&" in many ways."""
+        key = self._key.reveal()
+        return len(key) >= SHORTEST_KEY and any(key in part for part in error.args if isinstance(part, str))
+
     def _scrubbed(self, request: Request, status: int, headers: Mapping[str, str], answer: bytes) -> CallError:
         """Return the error of an answer without the key in it; from the start, as an error keeps but parts of it."""
         scrub = self._key.scrub
@@ -179,6 +186,9 @@ class OpenAI:
             self._provider.decode(request, status, headers, scrub(answer.decode(errors="replace")).encode())
         except CallError as error:
             parts: list[Any] = [scrub(part) if isinstance(part, str) else part for part in error.args]
+            said = parsed(scrub(answer.decode(errors="replace")).encode())
+            if self._key.reveal() in str(said):  # in a spelling of JSON's: the body keeps it, so it goes
+                parts[BODY] = None
             return type(error)(*parts)
         return DecodeError("the answer cannot be understood", status)
 
@@ -441,7 +451,13 @@ class FunctionClient(Generic[T]):
 
     def cost(self, request: Request) -> Mapping[str, float]:
         """Return what `request` will use: one request, unless a function says more."""
-        return ONE if self._cost is None else self._cost(request)
+        if self._cost is None:
+            return ONE
+        found = self._cost(request)
+        if not isinstance(found, Mapping):
+            msg = f"cost must return a mapping of units to amounts, got {found!r}"
+            raise ConfigError(msg)
+        return found
 
     def wrap(self, item: Any) -> Request:
         """Return the request that stands for any item."""

@@ -204,7 +204,12 @@ class Flow:
     def track(self, task: asyncio.Future[Any]) -> None:
         """Have whoever closes the run wait for the end of `task`: a cancelled task still has to clean up."""
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: whoever waited for it has it
 
     def drain(self) -> None:
         """Stop pulling: sources complete, what is in progress is finished and delivered."""

@@ -495,7 +495,8 @@ class Gate:
         if fitting:
             number = min(fitting, key=lambda number: abs(self._quotas[number].per - wanted))
         elif not same and truth.unit in LEARNED and truth.limit is not None:
-            number = self._learn(Quota(truth.limit, per=wanted, unit=truth.unit, strategy=self._accounting.strategy))
+            strategy = "bucket" if self._accounting is GENERIC else self._accounting.strategy  # no stricter than any
+            number = self._learn(Quota(truth.limit, per=wanted, unit=truth.unit, strategy=strategy))
         elif truth.limit is None:
             return None  # a later reply may say more
         self._matches[key] = number
@@ -503,6 +504,7 @@ class Gate:
 
     def _learn(self, quota: Quota) -> int:
         """Keep a quota that only the server has stated."""
+        _log.info("%r: learned a quota from the headers of a reply: %s", self, quota)
         self._quotas = (*self._quotas, quota)
         self._meters = (*self._meters, meter(quota, most=math.inf))
         self._units = (*self._units, quota.unit)

@@ -12,32 +12,16 @@ the pipeline's own steady clock: only differences mean something.
 """
 
 import hmac
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, SupportsIndex, TypeVar
+from typing import Any, Generic, NoReturn, SupportsIndex, TypeVar
 
 import msgspec
 
 from rxllm.errors import ConfigError, DecodeError, check_number, check_text
+from rxllm.values import ConfigErrorMeta
 
 __all__ = ["Attempt", "Chunk", "Outcome", "Reply", "Request", "Secret", "Usage", "chat"]
 
 T = TypeVar("T")
-
-
-class _ConfigErrorMeta(msgspec.StructMeta):
-    """Turn the TypeError of a wrong keyword into a ConfigError that names the fields: 0.3 µs a call.
-
-    For what people write by hand. What only the library builds goes without.
-    """
-
-    if not TYPE_CHECKING:  # the checkers would take this signature for the constructor's
-
-        def __call__(cls, /, *args: Any, **fields: Any) -> Any:  # noqa: N805 - this is a metaclass
-            try:
-                return super().__call__(*args, **fields)
-            except TypeError as wrong:
-                reason = str(wrong)
-            known = ", ".join(cls.__struct_fields__)
-            raise ConfigError(f"{cls.__name__}: {reason}; the fields are {known}, given by name")
 
 
 class Request(
@@ -46,7 +30,7 @@ class Request(
     kw_only=True,
     forbid_unknown_fields=True,
     eq=False,
-    metaclass=_ConfigErrorMeta,
+    metaclass=ConfigErrorMeta,
 ):
     """What to ask. Two requests with the same content are two requests: equality is identity.
 

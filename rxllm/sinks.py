@@ -37,6 +37,7 @@ __all__ = ["AsyncOutcomes", "Outcomes", "SinkStatistics", "acollect", "aiterate"
 T = TypeVar("T")
 
 BUFFER = 256  # items: enough that the loop seldom waits for the consumer's thread to wake
+NONE: Any = object()  # no item
 CLEANUP = 5.0  # seconds that a close waits for cancelled tasks to end
 POLL = 0.2 if os.name == "nt" else None  # seconds; on Windows a wait without end cannot be interrupted by Ctrl-C
 
@@ -271,17 +272,24 @@ class Outcomes(Generic[T]):
             StopIteration: the stream has completed.
         """
         items = self._items
+        item: Any = NONE
         try:
             # These two lines hold no call, so neither Ctrl-C nor another thread comes between them: no item is lost.
             item = items[0]
             del items[0]
         except IndexError:
+            pass
+        if item is NONE:  # not in the handler: what the stream fails with would seem to come from this IndexError
             item = self._wait()
-        sink = self._queue
-        sink.delivered += 1
-        if sink.starved and len(items) <= self._low:
-            self._clock.post(sink.wake_from_consumer)
-        return item
+        try:
+            sink = self._queue
+            sink.delivered += 1
+            if sink.starved and len(items) <= self._low:
+                self._clock.post(sink.wake_from_consumer)
+        except KeyboardInterrupt:
+            self._interrupted()  # the item is out of the queue: it is delivered, and the next call goes on with this
+        result: T = item
+        return result
 
     def _wait(self) -> T:
         while True:
@@ -291,8 +299,16 @@ class Outcomes(Generic[T]):
                 if self._until is not None:
                     self.close()
                     raise
-                self._until = runtime.steady() + self._grace
-                self._clock.post(self._queue.drain)
+                self._interrupted()
+
+    def _interrupted(self) -> None:
+        """Drain after the first Ctrl-C; after another one give up at the next wait."""
+        if self._until is None:
+            self._until = runtime.steady() + self._grace
+            self._clock.post(self._queue.drain)
+        else:
+            self._until = runtime.steady()
+        self._clock.post(self._queue.wake_from_consumer)
 
     def _wait_for_item(self) -> T:
         items = self._items
@@ -305,11 +321,13 @@ class Outcomes(Generic[T]):
                     self._listen()
             finally:
                 waiting.value -= 1
-            if items:
-                try:
-                    return items.popleft()
-                except IndexError:
-                    continue  # another thread was quicker
+            try:
+                item = items[0]  # as in __next__
+                del items[0]
+            except IndexError:
+                pass  # the end, or another thread was quicker
+            else:
+                return item
             if sink.finished:
                 self._end()
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from functools import cached_property
-from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, NoReturn, ParamSpec, TypeVar, cast
 
 from reactivex import Observable, abc
 
 from rxllm import runtime
 from rxllm.clock import Clock, clock_of
 from rxllm.demand import NOTHING, DemandScheduler, Disposable, Flow, Observer
+from rxllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +40,11 @@ class Stream(Observable[T_co], Generic[T_co]):
 
     def __init__(self) -> None:  # pyright: ignore[reportMissingSuperCall]  10 µs for an RLock and a chain of mixins
         pass
+
+    def __iter__(self) -> NoReturn:
+        """Refuse: through the `[n]` of an Observable, a `for` loop would get slices of the stream for ever."""
+        msg = "a stream is not iterable: for item in rxllm.iterate(stream), or rxllm.collect(stream)"
+        raise ConfigError(msg)
 
     @cached_property
     def lock(self) -> threading.RLock:  # type: ignore[override]

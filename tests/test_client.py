@@ -648,3 +648,13 @@ def test_a_key_that_is_a_word_does_not_blot_out_that_word(key):
 def test_warnings_are_errors_here():
     with pytest.raises(UserWarning):
         warnings.warn("seen", stacklevel=1)
+
+
+@pytest.mark.parametrize("escaped", [r"sk-abc\/SENTINEL&x+y==", r"sk-abc/SENTINEL\u0026x+y=="])
+def test_a_key_that_the_server_echoes_in_its_own_spelling_does_not_show(escaped):
+    key = "sk-abc/SENTINEL&x+y=="
+    body = b'{"error": {"message": "Incorrect API key: ' + escaped.encode() + b'"}}'
+    transport = rxllm.transports.MemoryTransport(lambda _path, _body: rxllm.transports.Response(401, {}, body))
+    client = rxllm.OpenAI("any", api_key=key, transport=transport)
+    [outcome] = rxllm.collect(rxllm.from_iterable(["a"]).pipe(rxllm.call(client)))
+    assert "SENTINEL" not in repr(outcome) + str(outcome.error) + str(outcome.error.body)

@@ -11,6 +11,7 @@ import rxllm
 # From the top: a module sees its own layer and those before it. Folders stand for all that is in them.
 LAYERS = """
     errors
+    values
     messages
     clock
     runtime

@@ -380,3 +380,13 @@ def test_a_scheduler_of_threads_is_refused(scheduler):
     rxllm.from_iterable([1]).subscribe(on_error=seen.append, scheduler=scheduler)
     assert isinstance(seen[0], errors.ConfigError)
     assert "one loop" in str(seen[0])
+
+
+def test_what_a_stream_fails_with_comes_alone():
+    def source():
+        yield 1
+        raise RuntimeError("torn")
+
+    with pytest.raises(RuntimeError) as caught:
+        list(rxllm.iterate(rxllm.from_iterable(source())))
+    assert caught.value.__context__ is None

@@ -547,3 +547,33 @@ def test_take_closes_the_generator():
     pulled = []
     assert rxllm.collect(rxllm.from_iterable(endless(pulled)).pipe(ops.take(3))) == [0, 1, 2]
     assert pulled[-1] == "closed"
+
+
+def test_a_producer_is_let_go_when_the_consumer_has_left_also_if_it_did_not_wait_then():
+    feed, ended = rxllm.Feed(n=4), []
+
+    def produce():
+        try:
+            for n in itertools.count():
+                time.sleep(0.001)
+                feed.put_threadsafe(n)
+        except errors.CancelledError:
+            ended.append(True)
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    with rxllm.iterate(feed) as numbers:
+        assert [next(numbers) for _ in range(3)] == [0, 1, 2]
+    thread.join(10)
+    assert ended == [True]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = write(tmp_path, b"\xef\xbb\xbf" + b'{"prompt": "first"}\n')
+    [request] = rxllm.collect(rxllm.from_jsonl(path))
+    assert isinstance(request, rxllm.Request)
+
+
+def test_a_stream_is_not_iterable_and_says_what_is():
+    with pytest.raises(errors.ConfigError, match=r"rxllm\.iterate"):
+        list(rxllm.from_iterable([1]).pipe(flat_map(rx.of, window=1)))

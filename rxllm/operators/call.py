@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import reactivex as rx
+from reactivex.observable.groupedobservable import GroupedObservable
 
 from rxllm import runtime
 from rxllm.errors import ConfigError, ValidationError, check_callable, check_choice, check_number
 from rxllm.gate import Gate
 from rxllm.messages import Attempt, Outcome, Reply, Request, chat
 from rxllm.operators.admit import Admitted
-from rxllm.operators.flat_map import flat_map
+from rxllm.operators.flat_map import GROUPED, flat_map
 from rxllm.operators.retry import Retry
 from rxllm.operators.to_outcome import ToOutcome, mark_invalid
 from rxllm.operators.validate import Validated
@@ -82,7 +84,10 @@ def call(
     Raises:
         ConfigError: an argument out of range.
     """
-    if not hasattr(client, "send"):
+    if isinstance(client, type):
+        msg = f"client must be a client, got the class {client.__name__}: call it with its arguments"
+        raise ConfigError(msg)
+    if not is_client(client):
         check_callable("client", client)
     gate = Gate() if gate is None else gate
     for name, value, kind in (("gate", gate, Gate), ("retry", retry, Backoff), ("timeouts", timeouts, Timeouts)):
@@ -105,6 +110,11 @@ def call(
         return flat_map(recipe, window=width, ordered=ordered, on_failure=on_failure)(source)
 
     return apply if seed is None else lambda source: _Seeded(source, apply, seed)
+
+
+def is_client(value: object) -> bool:
+    """Say whether `value` can be sent with; a coroutine has a `send` too."""
+    return hasattr(value, "send") and hasattr(value, "cost")
 
 
 class _Seeded(Stream[Outcome[T]]):
@@ -139,7 +149,7 @@ class _Recipe:
         draw: Draw,
         raising: bool,
     ) -> None:
-        self.choose: Callable[[Request], Any] | None = None if hasattr(client, "send") else client
+        self.choose: Callable[[Request], Any] | None = None if is_client(client) else client
         self.client = client
         self.gate = gate
         self.backoff = backoff
@@ -155,6 +165,8 @@ class _Recipe:
         elif isinstance(item, Outcome) and item.error is not None:
             failed = cast("Outcome[Any]", item)
             return rx.throw(item.error) if self.raising else rx.of(failed)
+        elif isinstance(item, GroupedObservable):
+            raise ConfigError(GROUPED)
         else:
             request = self._wrap(item)
         attempts: list[Attempt] = []
@@ -179,7 +191,9 @@ class _Recipe:
         client = self.client
         if self.choose is not None:
             client = self.choose(request)
-            if not hasattr(client, "send"):
+            if not is_client(client):
+                if inspect.iscoroutine(client):
+                    client.close()
                 msg = (
                     f"client must return a client, got {type(client).__name__}; "
                     "to call a function of your own give function(f)"

@@ -160,8 +160,9 @@ class _Stage(Demand):
         self._raising = operator.raising
         self._spare = (below.ahead if below is not None else 0) if operator.spare is None else operator.spare
         self._spares_window = operator.ordered and operator.spare is None
-        self._ask = operator.width if callable(operator.width) else None
-        self._set_window(operator.width() if callable(operator.width) else operator.width)
+        width = operator.width
+        self._ask = width if callable(width) else None
+        self._set_window(self._answer() if callable(width) else width)
         self._inner_carrier = carrier.for_inner()
         self._pending: deque[Any] = deque()  # taken, not started: a source that does not wait
         self._running: set[_Inner] = set()
@@ -186,6 +187,17 @@ class _Stage(Demand):
 
     # the demand on the source
 
+    def _answer(self) -> int:
+        """Return the window that the user's function says.
+
+        Raises:
+            ConfigError: it says none.
+        """
+        window = 1 if self._ask is None else self._ask()
+        if type(window) is not int or window < 1:
+            check_number("window", window, least=1, integer=True)
+        return window
+
     def _set_window(self, window: int) -> None:
         self._window = window
         self._limit = window + (max(self._spare, window) if self._spares_window else self._spare)
@@ -193,7 +205,7 @@ class _Stage(Demand):
     def room(self) -> int:
         """Return how many items can be started now."""
         if self._ask is not None:
-            self._set_window(self._ask())
+            self._set_window(self._answer())
         return min(self._window - len(self._running), self._limit - self._load()) - len(self._pending)
 
     @property
@@ -248,7 +260,7 @@ class _Stage(Demand):
 
     def _refill(self) -> None:
         if self._ask is not None:
-            self._set_window(self._ask())
+            self._set_window(self._answer())
         pending = self._pending
         running = self._running
         self._busy = True

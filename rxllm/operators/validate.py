@@ -67,19 +67,25 @@ def verdict(check: Callable[[Any], Any], value: Any) -> ValidationError | None:
     try:
         passed = check(value)
     except (ValueError, AssertionError) as error:
-        return ValidationError(str(error) or f"the check raised {type(error).__name__}")
+        return _refused(str(error) or f"the check raised {type(error).__name__}", value)
     if passed is None or passed is True:
         return None
     if passed is False:
-        return ValidationError(f"the check {_name(check)} returned False")
+        return _refused(f"the check {_name(check)} returned False", value)
     if type(passed).__name__ in {"bool", "bool_"}:  # numpy's
-        return None if passed else ValidationError(f"the check {_name(check)} returned False")
+        return None if passed else _refused(f"the check {_name(check)} returned False", value)
     if inspect.iscoroutine(passed):
         passed.close()
         msg = f"check must be a plain function, and {_name(check)} is async"
         raise ConfigError(msg)
     msg = f"check must return None, True or False, and {_name(check)} returned {type(passed).__name__}"
     raise ConfigError(msg)
+
+
+def _refused(reason: str, value: Any) -> ValidationError:
+    """Return the error of an answer that did not pass; the beginning of the answer is its body: it was paid for."""
+    text: object = getattr(value, "text", None)
+    return ValidationError(reason, body=text if isinstance(text, str) and text else None)
 
 
 def _name(check: Callable[[Any], Any]) -> str:

@@ -5,20 +5,21 @@ from collections.abc import Callable
 import msgspec
 
 from rxllm.errors import check_number
+from rxllm.values import ConfigErrorMeta
 
 __all__ = ["Backoff", "Draw"]
 
 Draw = Callable[[float, float], float]  # like `random.Random.uniform`: a number between the two
 
 
-class Backoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Backoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=ConfigErrorMeta):
     """Exponential backoff with full jitter.
 
     Each wait is drawn between zero and a ceiling that doubles with each failure, so that those who failed
     together do not come back together. A hint of the server (Retry-After) is honoured in full.
 
     Args:
-        attempts: Total tries, the first one included.
+        attempts: Total tries, the first one included. Refusals (429, 529) do not count: the deadline bounds those.
         base: Seconds: the ceiling of the first wait.
         cap: Seconds: no ceiling is above it, but a hint may be.
 

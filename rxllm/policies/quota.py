@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, get_args
 import msgspec
 
 from rxllm.errors import ConfigError, check_choice, check_number
+from rxllm.values import ConfigErrorMeta
 
 __all__ = ["Quota", "Strategy", "parse_quotas"]
 
 Strategy = Literal["sliding", "fixed", "bucket"]
 
 
-class _Limited(msgspec.Struct, frozen=True):
+class _Limited(msgspec.Struct, frozen=True, metaclass=ConfigErrorMeta):
     """The one field of a quota that is given by position."""
 
     limit: float

@@ -3,11 +3,12 @@
 import msgspec
 
 from rxllm.errors import check_number
+from rxllm.values import ConfigErrorMeta
 
 __all__ = ["Ramp"]
 
 
-class Ramp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Ramp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=ConfigErrorMeta):
     """A rate that grows from `initial` to the full one in `seconds`, by the same factor in equal times.
 
         rate(t) = initial * (full / initial) ** (t / seconds)      until t = seconds

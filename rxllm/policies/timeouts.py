@@ -3,11 +3,12 @@
 import msgspec
 
 from rxllm.errors import check_number
+from rxllm.values import ConfigErrorMeta
 
 __all__ = ["Timeouts"]
 
 
-class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=ConfigErrorMeta):
     """Seconds that each phase of one attempt may take; None: any time.
 
     The clocks start when the attempt is admitted, and run only while it waits for the server.

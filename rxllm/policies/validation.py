@@ -6,11 +6,12 @@ from typing import Any
 import msgspec
 
 from rxllm.errors import check_callable, check_number
+from rxllm.values import ConfigErrorMeta
 
 __all__ = ["Validate"]
 
 
-class Validate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Validate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=ConfigErrorMeta):
     """A check of each reply, how often to ask, and how to repair the request.
 
     Args:

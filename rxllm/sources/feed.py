@@ -92,6 +92,7 @@ class Feed(Stream[T]):
                 if self._fits():
                     self._append(item)
                     return
+                self._check_wanted()
                 turn: asyncio.Future[None] = loop.create_future()
                 self._putters.append((loop, turn))
             try:
@@ -134,6 +135,8 @@ class Feed(Stream[T]):
             if not self._fits() and clock is not None and clock.is_here():
                 msg = "the feed is full, and to wait in the pipeline's own thread would stop it: await feed.put(item)"
                 raise ConfigError(msg)
+            if not self._fits():
+                self._check_wanted()
             done = self._lock.wait_for(lambda: self._cancelled != seen or self._fits(), timeout)
             if not done:
                 msg = f"the feed was full for {timeout} s"
@@ -180,6 +183,12 @@ class Feed(Stream[T]):
         if self._closed:
             msg = "this Feed is closed"
             raise ConfigError(msg)
+
+    def _check_wanted(self) -> None:
+        """Refuse to wait for room that nobody makes any more."""
+        if self._pump is None and self._cancelled:
+            msg = "the stream that this feed leads to has ended"
+            raise CancelledError(msg)
 
     def _fits(self) -> bool:
         self._check_open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -76,6 +77,8 @@ class _Lines:
             number = 0
             while line := file.readline(LINE + 1):
                 number += 1
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)  # some editors put one at the beginning
                 if not line.strip():
                     continue
                 try:

@@ -635,3 +635,32 @@ def test_a_hint_beyond_the_deadline_ends_a_request_at_once_also_after_a_bad_answ
     [outcome] = record(scheduler, stream).values
     assert isinstance(outcome.error, rxllm.errors.RateLimitedError)
     assert outcome.seconds == 6.0
+
+
+def test_an_async_function_is_no_client_and_neither_is_a_class():
+    async def answer(_request):
+        return "yes"
+
+    [outcome] = rxllm.collect(rxllm.from_iterable(["a"]).pipe(call(answer)))
+    assert isinstance(outcome.error, rxllm.errors.ConfigError)
+    assert "function(f)" in str(outcome.error)
+    with pytest.raises(rxllm.errors.ConfigError, match="the class OpenAI"):
+        call(rxllm.OpenAI)
+
+
+def test_a_group_is_refused_with_the_way_out():
+    grouped = rxllm.from_iterable(["a", "b"]).pipe(ops.group_by(lambda text: text), call(rxllm.function(len)))
+    outcomes = rxllm.collect(grouped)
+    assert all("clients[request.model]" in str(outcome.error) for outcome in outcomes)
+
+
+def test_an_answer_that_did_not_pass_is_kept_in_the_error():
+    client = rxllm.function(lambda _item: "forty-two")
+    [outcome] = rxllm.collect(rxllm.from_iterable([1]).pipe(call(client, validate=lambda reply: reply.text.isdigit())))
+    assert outcome.error.body == "forty-two"
+
+
+def test_a_cost_that_is_no_mapping_is_named():
+    client = rxllm.function(len, cost=lambda _request: 5)
+    [outcome] = rxllm.collect(rxllm.from_iterable(["a"]).pipe(call(client, gate=Gate("5/second"))))
+    assert "cost must return a mapping" in str(outcome.error)

@@ -420,3 +420,10 @@ def test_streams_behind_the_oldest_keep_a_bounded_number_of_items_and_lose_none(
     assert taker.ended is not None
     assert taker.ended.kind == "completed"
     assert scheduler.pending == 0
+
+
+@pytest.mark.parametrize("answer", [0, -1, "4", None, 1.5, True])
+def test_a_window_function_that_says_no_number_ends_the_stream_with_its_name(answer: object):
+    stage = flat_map(rx.of, window=lambda: answer)
+    with pytest.raises(ConfigError, match="window"):
+        rxllm.collect(rxllm.from_iterable([1, 2]).pipe(stage))

@@ -82,7 +82,7 @@ def test_bounds_hold_for_decoded_values_too() -> None:
 
 
 def test_its_values_are_named() -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError):
         Backoff(5)  # type: ignore[misc]
 
 

@@ -227,5 +227,5 @@ def test_bounds_hold_for_decoded_values_too() -> None:
 
 
 def test_only_the_limit_is_given_by_position() -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError):
         Quota(5, 60.0)  # type: ignore[misc]
