@@ -10,7 +10,6 @@ import inspect
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast, overload
 
 import msgspec
@@ -33,6 +32,7 @@ from rxllm.policies.headers import read_limits
 from rxllm.policies.timeouts import Timeouts
 from rxllm.providers.base import parsed
 from rxllm.providers.openai import OpenAIProvider
+from rxllm.runtime import DaemonThreads
 from rxllm.stream import Stream
 from rxllm.transports.http import HttpTransport
 
@@ -400,7 +400,7 @@ class FunctionClient(Generic[T]):
         self._cost = cost
         self._threads = threads
         self._is_async = _is_async(f)
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: DaemonThreads | None = None
         self._lock = threading.Lock()
         self._closed = False
 
@@ -442,11 +442,11 @@ class FunctionClient(Generic[T]):
         result = await asyncio.get_running_loop().run_in_executor(self._executor(), call)
         return await result if inspect.isawaitable(result) else result
 
-    def _executor(self) -> ThreadPoolExecutor:
+    def _executor(self) -> DaemonThreads:
         with self._lock:
             if self._pool is None:
                 self._check_open()
-                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="rxllm function")
+                self._pool = DaemonThreads(self._threads, "rxllm function")
             return self._pool
 
     def cost(self, request: Request) -> Mapping[str, float]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
+import functools
 import logging
 import os
+import queue
 import random
 import threading
 import time
@@ -21,7 +24,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from rxllm.clock import Clock, LoopClock, loop_clock
 from rxllm.errors import ConfigError
 
-__all__ = ["Binding", "LoopLocal", "background", "here", "refuse_trio", "steady", "uniform"]
+__all__ = ["Binding", "DaemonThreads", "LoopLocal", "background", "here", "refuse_trio", "steady", "uniform"]
 
 T = TypeVar("T")
 
@@ -219,6 +222,74 @@ def _close_there(loop: asyncio.AbstractEventLoop, keeper: AsyncGenerator[None, N
 
     with contextlib.suppress(RuntimeError):  # the loop has ended
         loop.call_soon_threadsafe(lambda: loop.create_task(close()))
+
+
+class DaemonThreads(concurrent.futures.Executor):
+    """Threads for calls that block, made as they are needed; the end of the process does not wait for them.
+
+    The standard pool joins its threads at exit, so one call that hangs would keep the process alive.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most = most
+        self._name = name
+        self._lock = threading.Lock()
+        self._jobs: _Jobs = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)  # threads that wait for a job
+        self._made = 0
+        self._closed = False
+        weakref.finalize(self, self._jobs.put, None)
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
+        """Call `fn(*args, **kwargs)` in a thread.
+
+        Raises:
+            RuntimeError: it is shut down.
+        """
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        with self._lock:
+            if self._closed:
+                msg = "these threads are closed"
+                raise RuntimeError(msg)
+            self._jobs.put((future, functools.partial(fn, *args, **kwargs)))
+            if not self._idle.acquire(blocking=False) and self._made < self._most:
+                self._made += 1
+                threading.Thread(target=_work, args=(self._jobs, self._idle), name=self._name, daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002  the standard's
+        """Take no more calls; each thread ends after the one it is in. It never waits."""
+        with self._lock:
+            self._closed = True
+            while cancel_futures:
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+                if job is not None:
+                    job[0].cancel()
+            self._jobs.put(None)
+
+
+_Jobs = queue.SimpleQueue[tuple[concurrent.futures.Future[Any], Callable[[], Any]] | None]
+
+
+def _work(jobs: _Jobs, idle: threading.Semaphore) -> None:
+    """Run in each thread; it knows nothing of its owner, who may be forgotten without a word."""
+    while (job := jobs.get()) is not None:
+        future, call = job
+        del job
+        if future.set_running_or_notify_cancel():
+            try:
+                result = call()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+                del result
+        del future, call
+        idle.release()
+    jobs.put(None)  # for the next one
 
 
 class Binding:

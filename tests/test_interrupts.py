@@ -249,3 +249,22 @@ def test_the_import_opens_no_socket_and_starts_no_thread():
         """
     )
     assert (code, lines) == (0, ["1"]), stderr
+
+
+def test_a_plain_function_that_hangs_does_not_hold_up_the_exit():
+    code, lines, stderr = run(
+        """
+        def hangs(_item):
+            say("called")
+            threading.Event().wait()
+
+        with rxllm.iterate(rxllm.from_iterable([1]).pipe(rxllm.call(rxllm.function(hangs)))) as outcomes:
+            threading.Timer(0.2, interrupt).start()
+            threading.Timer(0.3, interrupt).start()
+            try:
+                next(outcomes)
+            except KeyboardInterrupt:
+                say("interrupted")
+        """
+    )
+    assert (code, lines) == (0, ["called", "interrupted"]), stderr
