@@ -66,11 +66,46 @@ class Client(Protocol[T]):
         ...
 
 
+class Closing:
+    """What is closed by hand or at the end of a `with` or `async with` block, and says so when used afterwards."""
+
+    _closed = False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = f"{self!r} is closed"
+            raise ConfigError(msg)
+
+    def close(self) -> None:
+        """Refuse further use. Again is harmless."""
+        self._closed = True
+
+    async def aclose(self) -> None:
+        """Close, and wait for what that takes on the running loop."""
+        self.close()
+
+    def __enter__(self) -> Self:
+        """Return the client; it closes at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        """Return the client; it closes at the end of the block."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close."""
+        await self.aclose()
+
+
 BODY = 4  # where the body is in the arguments of a CallError
 OPENAI_URL = "https://api.openai.com/v1"
 
 
-class OpenAI:
+class OpenAI(Closing):
     """A client for OpenAI's chat completions, and for the many servers that speak the same.
 
     Args:
@@ -110,7 +145,6 @@ class OpenAI:
         self._key = _key(api_key, api_key_env)
         self._given = transport
         self._transport = transport or HttpTransport(base_url, {"Authorization": f"Bearer {self._key.reveal()}"})
-        self._closed = False
 
     def __repr__(self) -> str:
         return f"OpenAI(model={self._provider.model!r}, base_url={self._base_url!r})"
@@ -137,11 +171,6 @@ class OpenAI:
         """
         self._check_open()
         return Sending(self._exchange, request, timeouts)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            msg = f"{self!r} is closed"
-            raise ConfigError(msg)
 
     async def _exchange(self, request: Request, timeouts: Timeouts) -> Reply[str]:
         self._check_open()
@@ -214,22 +243,6 @@ class OpenAI:
         self._closed = True
         await self._transport.aclose()
         self._transport.close()
-
-    def __enter__(self) -> Self:
-        """Return the client; it closes at the end of the block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        """Return the client; it closes at the end of the block."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close."""
-        await self.aclose()
 
 
 SHORTEST_KEY = 8  # characters; a shorter one is no secret but what a server without keys is given: "none", "any"
@@ -383,7 +396,7 @@ def function(
 ITEM = "item"  # the operation of a request that stands for an item which is none
 
 
-class FunctionClient(Generic[T]):
+class FunctionClient(Closing, Generic[T]):
     """A callable as a client; see `function`."""
 
     def __init__(
@@ -402,7 +415,6 @@ class FunctionClient(Generic[T]):
         self._is_async = _is_async(f)
         self._pool: DaemonThreads | None = None
         self._lock = threading.Lock()
-        self._closed = False
 
     def __repr__(self) -> str:
         return f"function({getattr(self._f, '__qualname__', type(self._f).__name__)})"
@@ -421,11 +433,6 @@ class FunctionClient(Generic[T]):
         """
         self._check_open()
         return Sending(self._exchange, request, timeouts)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            msg = f"{self!r} is closed"
-            raise ConfigError(msg)
 
     async def _exchange(self, request: Request, timeouts: Timeouts) -> Reply[T]:
         self._check_open()
@@ -470,26 +477,6 @@ class FunctionClient(Generic[T]):
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
-
-    async def aclose(self) -> None:
-        """Do what `close` does; it waits for nothing."""
-        self.close()
-
-    def __enter__(self) -> Self:
-        """Return the client; it closes at the end of the block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        """Return the client; it closes at the end of the block."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close."""
-        self.close()
 
 
 ONE: Mapping[str, float] = {"requests": 1.0}

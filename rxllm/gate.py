@@ -29,6 +29,7 @@ from rxllm.policies.headers import Limits, Truth
 from rxllm.policies.meters import Meter, meter
 from rxllm.policies.pace import Pace, PaceTicket
 from rxllm.policies.quota import Quota, parse_quotas
+from rxllm.policies.ramp import Ramp
 from rxllm.policies.sliding import Ticket
 
 if TYPE_CHECKING:
@@ -170,6 +171,8 @@ class Gate:
         share: the part of each quota that is this gate's, above 0 to 1: others use the same key.
         accounting: how the provider counts, an `Accounting` or a name in `policies.ACCOUNTING`.
         headers: whether to heed the limit headers of replies.
+        ramp: a slow start, for servers that grow with their load: to `rate`, else to the lowest rate that the quotas of
+            requests allow. It begins with the first attempt.
 
     The limit headers of every reply correct the quotas: what others use of the key counts before there is a refusal. A
     unit that no quota is stated for gets the one that the headers state: of a minute, or of the time that `accounting`
@@ -192,6 +195,7 @@ class Gate:
         share: float = 1.0,
         accounting: Accounting | str = GENERIC,
         headers: bool = True,
+        ramp: Ramp | None = None,
     ) -> None:
         check_number("concurrency", concurrency, least=1, integer=True, optional=True)
         check_number("rate", rate, above=0, optional=True)
@@ -213,6 +217,14 @@ class Gate:
         self._meters: tuple[Meter, ...] = tuple(meter(quota) for quota in self._quotas)
         self._limit = concurrency
         self._pace = None if rate is None else Pace(rate, slack=LEAST)
+        self._rate = rate  # the stated one: a ramp has others on its way there
+        self._ramp = ramp
+        self._ramp_began: float | None = None
+        if ramp is not None and (not isinstance(ramp, Ramp) or self._full_rate() == math.inf):
+            msg = f"ramp must be a Ramp to a rate or to a quota of requests, got {ramp!r} and neither"
+            if not isinstance(ramp, Ramp):
+                msg = f"ramp must be a Ramp, got {ramp!r}"
+            raise ConfigError(msg)
         self._pause_until = 0.0
         self._clock: Clock | None = None
         self._now: Callable[[], float] = _at_zero
@@ -243,8 +255,8 @@ class Gate:
 
     def __reduce__(self) -> tuple[Callable[..., Gate], tuple[object, ...]]:
         """Pickle the configuration, never the state."""
-        rate = None if self._pace is None else self._pace.rate
-        return _rebuild, (self._given, self._limit, rate, self._share, self._accounting, self._heeds)
+        given = (self._given, self._limit, self._rate, self._share, self._accounting, self._heeds, self._ramp)
+        return _rebuild, given
 
     # for users
 
@@ -271,6 +283,7 @@ class Gate:
         if limit is not None:
             self._limit = limit
         if rate is not None:
+            self._rate = rate
             if self._pace is None:
                 self._pace = Pace(rate, slack=LEAST)
             else:
@@ -556,11 +569,35 @@ class Gate:
         """Return what keeps everybody back now, whatever an attempt costs."""
         if self._limit is not None and self._in_flight >= self._limit:
             return "concurrency"
+        if self._ramp is not None:
+            self._climb(self._ramp, now)
         if self._pace is not None and self._pace.ready_at(now) > now:
             return "pace"
         if now < self._pause_until:
             return "pause"
         return None
+
+    def _full_rate(self) -> float:
+        """Return the starts per second at the end of a ramp; infinity if nothing says."""
+        rates = [quota.limit / quota.per for quota in self._quotas if quota.unit == "requests"]
+        return min(rates, default=math.inf) if self._rate is None else self._rate
+
+    def _climb(self, ramp: Ramp, now: float) -> None:
+        """Set the pace to where the ramp is; at its end to the stated one, or none."""
+        if self._ramp_began is None:
+            self._ramp_began = now
+        elapsed = now - self._ramp_began
+        if ramp.ends(elapsed):
+            self._ramp = None
+            if self._rate is None:
+                self._pace = None
+            else:
+                self._pace = self._pace or Pace(self._rate, slack=LEAST)
+                self._pace.rate = self._rate
+            return
+        if self._pace is None:
+            self._pace = Pace(ramp.initial, slack=LEAST)
+        self._pace.rate = ramp.rate(elapsed, self._full_rate())
 
     def _full(self, amounts: tuple[float, ...], now: float) -> int | None:
         """Return the number of the first quota that has no room for `amounts` now."""
@@ -760,5 +797,6 @@ def _rebuild(  # noqa: PLR0917  pickles give arguments by position
     share: float,
     accounting: Accounting,
     headers: bool,  # noqa: FBT001
+    ramp: Ramp | None,
 ) -> Gate:
-    return Gate(*quotas, concurrency=limit, rate=rate, share=share, accounting=accounting, headers=headers)
+    return Gate(*quotas, concurrency=limit, rate=rate, share=share, accounting=accounting, headers=headers, ramp=ramp)

@@ -1,14 +1,16 @@
 """The gate and what servers say of their quotas: headers, learned quotas, shares, accounting, and where time goes."""
 
+import itertools
 import pickle
 
 import pytest
+import reactivex as rx
 
 from rxllm import errors
 from rxllm.gate import Gate
 from rxllm.messages import Reply, Usage
 from rxllm.operators import admit, retry
-from rxllm.policies import OPENAI, Backoff, Limits, Quota, Truth
+from rxllm.policies import OPENAI, Backoff, Limits, Quota, Ramp, Truth
 from rxllm.testing import Script, VirtualScheduler, record
 
 
@@ -182,3 +184,48 @@ def test_a_gate_may_be_told_to_heed_no_headers():
     assert available(pickle.loads(pickle.dumps(gate))) == [10.0]
     with pytest.raises(errors.ConfigError, match="headers.*'yes'"):
         Gate(headers="yes")
+
+
+def starts(scheduler, gate, count):
+    """Return when so many attempts that all wait from the beginning start."""
+    at = []
+    for _ in range(count):
+        stream = rx.defer(lambda _: at.append(scheduler.seconds()) or rx.of(reply()))
+        stream.pipe(admit(gate)).subscribe(scheduler=scheduler)
+    scheduler.run()
+    return at
+
+
+def test_a_ramp_begins_slowly_and_ends_at_the_stated_rate():
+    gate = Gate(rate=8.0, ramp=Ramp(initial=1.0, seconds=6.0))  # doubles every 2 s
+    at = starts(VirtualScheduler(), gate, 60)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(at)]
+    assert at[0] == 0.0
+    assert gaps[0] == pytest.approx(1.0, abs=0.002)
+    assert all(later <= earlier + 0.002 for earlier, later in itertools.pairwise(gaps))
+    for begin, rate in ((0.0, 2.0), (2.0, 4.0), (4.0, 8.0)):
+        assert sum(begin <= start < begin + 2 for start in at) <= 2 * rate + 1
+    assert gaps[-1] == pytest.approx(1 / 8, abs=0.002)
+    assert gate.statistics().rate == 8.0
+
+
+def test_a_ramp_to_a_quota_leaves_no_pace_behind():
+    gate = Gate("40 requests/5 seconds", ramp=Ramp(initial=1.0, seconds=3.0))
+    at = starts(VirtualScheduler(), gate, 40)
+    assert sum(start < 1.0 for start in at) <= 3
+    assert gate.statistics().rate is None
+    assert max(at) < 6.0
+
+
+@pytest.mark.parametrize(("ramp", "words"), [(5, "ramp must be a Ramp, got 5"), (Ramp(initial=1, seconds=1), "rate")])
+def test_a_ramp_without_an_end_is_refused(ramp, words):
+    with pytest.raises(errors.ConfigError, match=words):
+        Gate("5 tokens/minute", ramp=ramp)
+
+
+def test_a_ramp_is_pickled_with_its_gate():
+    gate = Gate(rate=8.0, ramp=Ramp(initial=1.0, seconds=6.0))
+    scheduler = VirtualScheduler()
+    starts(scheduler, gate, 3)
+    again = pickle.loads(pickle.dumps(gate))
+    assert starts(VirtualScheduler(), again, 2) == [0.0, pytest.approx(1.0, abs=0.002)]

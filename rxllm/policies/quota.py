@@ -157,6 +157,8 @@ _PERIODS = {
     "year": 360 * 86_400,
 }
 _PLURALS = {
+    "req": "requests",
+    "reqs": "requests",
     "request": "requests",
     "token": "tokens",
 }  # else the quota would count something that nobody books
