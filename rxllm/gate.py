@@ -47,6 +47,7 @@ LEAST = 0.001  # seconds: no timer is armed for less
 LONGEST_PAUSE = 2.0  # seconds that one refusal's hint may close the gate for all
 NUMBERS = frozenset({float, int})
 WINDOW = 256  # requests in progress per pipeline when the gate has no concurrency limit
+LONG = 60.0  # seconds: a longer wait for a quota is worth a line in the log
 LEARNED = frozenset({"requests", "tokens", "input_tokens", "output_tokens"})  # units of which costs are known
 
 _arrivals = itertools.count(1)
@@ -73,6 +74,7 @@ class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
     quotas: tuple[QuotaStatistics, ...]
     waited: dict[str, float]  # seconds in which the first in the queue waited, by what it waited for
     malformed: int  # limit headers of replies that could not be understood
+    resumes_in: float | None  # seconds until the next look while a quota is used up; None: none is
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -243,6 +245,7 @@ class Gate:
         self._waited: dict[str, float] = {}
         self._spent: dict[str, float] = {}  # seconds of attempts, by what they went to
         self._malformed = 0
+        self._suspended = 0.0  # until when a log line has said that nothing starts
         self._closed = False
 
     def __repr__(self) -> str:
@@ -317,6 +320,7 @@ class Gate:
             ),
             waited=waited,
             malformed=self._malformed,
+            resumes_in=max(0.0, self._due - now) if self._timer is not None and self._reason in self._names else None,
         )
 
     def explain(self) -> Explanation:
@@ -684,7 +688,11 @@ class Gate:
                 head.passed += 1
                 return waiter
             least[other] = min(least.get(other, math.inf), waiter.amounts[other])
-        self._arm(min(self._meters[number].ready_at(amount, now) for number, amount in least.items()), now)
+        at = min(self._meters[number].ready_at(amount, now) for number, amount in least.items())
+        if LONG < at - now < math.inf and at > self._suspended:
+            self._suspended = at
+            _log.warning("%r: %s is used up; the next attempt starts in %.0f s", self, self._names[full], at - now)
+        self._arm(at, now)
         return None
 
     def _refuse(self, head: Waiter, full: int, now: float) -> Waiter | None:

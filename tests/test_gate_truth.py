@@ -229,3 +229,18 @@ def test_a_ramp_is_pickled_with_its_gate():
     starts(scheduler, gate, 3)
     again = pickle.loads(pickle.dumps(gate))
     assert starts(VirtualScheduler(), again, 2) == [0.0, pytest.approx(1.0, abs=0.002)]
+
+
+def test_a_long_quota_that_is_used_up_says_until_when(caplog):
+    scheduler, gate = VirtualScheduler(), Gate("2/day")
+    assert gate.statistics().resumes_in is None
+    with caplog.at_level("WARNING", logger="rxllm.gate"):
+        for _ in range(4):
+            record(scheduler, Script((1.0, reply())).pipe(admit(gate)), until=scheduler.seconds() + 1)
+    day = 86_400 + 0.05
+    assert gate.statistics().resumes_in == pytest.approx(1.0 + day - 4.0)  # both share a slot: it goes with the later
+    [line] = caplog.messages
+    assert "2 requests per 86400 seconds is used up" in line
+    scheduler.run()
+    assert gate.statistics().resumes_in is None
+    assert gate.statistics().admitted == 4
