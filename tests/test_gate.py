@@ -200,13 +200,15 @@ class Machine(RuleBasedStateMachine):
 
     def may_fit(self, entrant: Entrant) -> bool:
         return all(
-            self.booked(number, -HAIR) + self.cost(entrant, number) <= quota.limit
+            not self.cost(entrant, number)  # what takes nothing of a quota does not wait for its debt
+            or self.booked(number, -HAIR) + self.cost(entrant, number) <= quota.limit
             for number, quota in enumerate(self.quotas)
         )
 
     def surely_fits(self, entrant: Entrant, late: float = 0.0) -> bool:
         return all(
-            self.booked(number, self.late[number] + late + HAIR) + self.cost(entrant, number) <= quota.limit
+            not self.cost(entrant, number)
+            or self.booked(number, self.late[number] + late + HAIR) + self.cost(entrant, number) <= quota.limit
             for number, quota in enumerate(self.quotas)
         )
 
@@ -1179,6 +1181,50 @@ def test_statistics_say_what_the_queue_waited_for_and_change_nothing() -> None:
     desk.run(100.0)
     assert desk.gate.statistics().waited == {"concurrency": 41.0, "1 requests per 60 seconds": 30.0}
     assert (said.waiting, said.in_flight, said.admitted) == (1, 1, 1)
+
+
+def test_what_the_first_waits_for_is_counted_up_to_now_also_between_looks() -> None:
+    desk = Desk(exact("1/minute"))
+    desk.ask()
+    desk.ask()
+    desk.run(20.0)
+    assert desk.gate.statistics().waited == {"1 requests per 60 seconds": 20.0}
+
+
+def test_explain_says_when_nothing_limits() -> None:
+    desk = Desk(concurrency=2)
+    assert str(desk.gate.explain()).startswith("limited by nothing: nothing is asked for\n")
+    desk.ask()
+    assert desk.gate.explain().binding == "nothing here: nobody waits"
+
+
+def test_explain_says_how_full_a_quota_is_and_that_one_of_nothing_is_full() -> None:
+    desk = Desk(exact("10 tokens/minute"), Quota(0, per=60, unit="usd"))
+    desk.ask({"tokens": 4, "usd": 0})
+    assert desk.gate.explain().fill == {"10 tokens per 60 seconds": 0.4, "0 usd per 60 seconds": 1.0}
+
+
+def test_the_times_that_are_explained_are_parts_of_their_sum_longest_first() -> None:
+    said = gates.Explanation(binding="pace", seconds={"pace": 1.0, "network": 3.0}, fill={"1 usd per 1 seconds": 0.5})
+    assert [line.split() for line in str(said).splitlines()] == [
+        ["limited", "by", "pace"],
+        ["time", "of", "all", "attempts:"],
+        ["75%", "3.0", "s", "network"],
+        ["25%", "1.0", "s", "pace"],
+        ["quotas", "in", "use:"],
+        ["50%", "of", "1", "usd", "per", "1", "seconds"],
+    ]
+    short = gates.Explanation(binding="pace", seconds={"pace": 0.5}, fill={})
+    assert "100%" in str(short)
+
+
+def test_the_first_refusal_is_logged_and_further_ones_are_only_counted(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    endings: list[Ending] = ["answered", "refused", "refused"]
+    for logged, ending in enumerate(endings):
+        desk.ask().settle(ending)
+        assert len(caplog.records) == min(logged, 1)
+    assert desk.gate.statistics().refused == 2
 
 
 def test_to_look_at_what_is_available_changes_nothing() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -420,6 +420,64 @@ def test_streams_behind_the_oldest_keep_a_bounded_number_of_items_and_lose_none(
     assert taker.ended is not None
     assert taker.ended.kind == "completed"
     assert scheduler.pending == 0
+
+
+def in_order(scheduler: VirtualScheduler, streams: list[Any], act: Callable[[Any], object]) -> Taker:
+    stage = flat_map(lambda n: streams[n], window=len(streams), ordered=True)
+    taker = Taker(scheduler, 9).connect(rxllm.from_iterable(range(len(streams))).pipe(stage, ops.do_action(act)))
+    scheduler.run()
+    return taker
+
+
+def test_a_stream_that_ends_while_what_it_kept_is_passed_on_takes_no_other_along() -> None:
+    subjects: list[Subject[str]] = [Subject() for _ in range(3)]
+    scheduler = VirtualScheduler()
+    taker = in_order(scheduler, subjects, lambda item: subjects[1].on_completed() if item == "b" else None)
+    subjects[1].on_next("b")
+    subjects[0].on_completed()
+    subjects[2].on_next("c")
+    subjects[2].on_completed()
+    scheduler.run()
+    assert taker.held == ["b", "c"]
+    assert taker.ended == Event(0.0, "completed")
+
+
+def test_a_consumer_that_leaves_while_what_was_kept_is_passed_on_gets_no_more_of_it() -> None:
+    subjects: list[Subject[str]] = [Subject() for _ in range(3)]
+    taker = in_order(VirtualScheduler(), subjects, lambda _item: taker.dispose())
+    for item in ("b", "not any more"):
+        subjects[1].on_next(item)
+    subjects[1].on_completed()
+    subjects[2].on_next("never")
+    subjects[0].on_completed()
+    assert "not any more" not in taker.held
+    assert not any(subject.observers for subject in subjects)
+    assert taker.ended is None
+
+
+def test_short_streams_that_end_as_the_turn_comes_to_the_next_are_passed_on_in_order() -> None:
+    scheduler = VirtualScheduler()
+    stage = flat_map(lambda n: rxllm.from_iterable([n, n]), window=3, ordered=True)
+    taker = Taker(scheduler, 9).connect(rxllm.from_iterable(range(20)).pipe(stage))
+    scheduler.run()
+    while taker.take(9):
+        scheduler.run()
+    assert taker.failed is None
+    assert taker.taken == [n for n in range(20) for _ in range(2)]
+
+
+def test_the_oldest_stream_waits_for_the_consumer_no_more_when_it_was_cut() -> None:
+    scheduler, cut = VirtualScheduler(), Subject[int]()
+    stage = flat_map(
+        lambda _n: rxllm.from_iterable(itertools.count()).pipe(ops.take_until(cut)), ordered=True, window=1
+    )
+    taker = Taker(scheduler, 2).connect(rxllm.from_iterable([0]).pipe(stage))
+    scheduler.run()
+    assert len(taker.waiting) == 1
+    cut.on_next(0)
+    assert not taker.waiting
+    scheduler.run()
+    assert taker.ended == Event(0.0, "completed")
 
 
 @pytest.mark.parametrize("answer", [0, -1, "4", None, 1.5, True])

@@ -1,5 +1,6 @@
 from typing import get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,6 +131,45 @@ def test_headers_mean_the_time_that_the_preset_says() -> None:
     assert GROQ.window("requests") == 86_400
     assert OPENAI.window("requests") == OPENAI.window("tokens") == GENERIC.window("tokens") == 60
     assert GENERIC.window("requests", 1.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "smoothing", "windows"),
+    [
+        (GENERIC, 0, (60, 60)),
+        (OPENAI, 1, (60, 60)),
+        (AZURE_OPENAI, 10, (10, 60)),
+        (ANTHROPIC, 1, (60, 60)),
+        (GROQ, 0, (86_400, 60)),
+        (VLLM, 0, (60, 60)),
+    ],
+    ids=["generic", "openai", "azure", "anthropic", "groq", "vllm"],
+)
+def test_a_preset_judges_requests_in_its_seconds_and_reads_headers_as_about_its_windows(
+    preset: Accounting, smoothing: float, windows: tuple[float, float]
+) -> None:
+    assert [quota.per for quota in preset.quotas(Quota(600, per=60))] == ([60, smoothing] if smoothing else [60])
+    assert (preset.window("requests"), preset.window("tokens")) == windows
+
+
+def test_nothing_is_taken_as_cached_unless_it_is_said() -> None:
+    assert ANTHROPIC.costs(10, 5) == ANTHROPIC.used(10, 5) == ANTHROPIC.used(10, 5, cached=0)
+    assert ANTHROPIC.used(10, 5)["input_tokens"] == 10
+
+
+@pytest.mark.parametrize("value", [GENERIC, Cell("refused", "tokens", "keep")], ids=["accounting", "cell"])
+def test_what_a_provider_counts_is_neither_changed_nor_of_unknown_fields(value: Accounting | Cell) -> None:
+    name = value.__struct_fields__[0]
+    with pytest.raises(AttributeError):
+        setattr(value, name, getattr(value, name))
+    with pytest.raises(msgspec.ValidationError, match="weather"):
+        msgspec.convert({**msgspec.to_builtins(value), "weather": 1}, type(value))
+    assert msgspec.convert(msgspec.to_builtins(value), type(value)) == value
+
+
+def test_accounting_is_given_by_name_only() -> None:
+    with pytest.raises(TypeError):
+        Accounting("actual")  # type: ignore[misc]
 
 
 @presets
