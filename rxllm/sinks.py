@@ -37,6 +37,7 @@ __all__ = ["AsyncOutcomes", "Outcomes", "SinkStatistics", "acollect", "aiterate"
 T = TypeVar("T")
 
 BUFFER = 256  # items: enough that the loop seldom waits for the consumer's thread to wake
+MOMENT = 0.001  # seconds: to wake a thread costs more than many a request, so several items share it
 NONE: Any = object()  # no item
 CLEANUP = 5.0  # seconds that a close waits for cancelled tasks to end
 POLL = 0.2 if os.name == "nt" else None  # seconds; on Windows a wait without end cannot be interrupted by Ctrl-C
@@ -63,6 +64,8 @@ class _Queue(Demand, Generic[T]):
         "_bell",
         "_capacity",
         "_low",
+        "_many",
+        "_pause",
         "_ringing",
         "_subscription",
         "delivered",
@@ -74,11 +77,13 @@ class _Queue(Demand, Generic[T]):
         "starved",
     )
 
-    def __init__(self, clock: LoopClock, capacity: int, bell: Callable[[], None]) -> None:
+    def __init__(self, clock: LoopClock, capacity: int, bell: Callable[[], None], *, pause: float = 0.0) -> None:
         super().__init__(clock, Flow(self._failed))
         self._capacity = capacity
         self._low = capacity // 2
+        self._many = max(1, capacity // 2)  # items that are worth waking somebody for
         self._bell = bell
+        self._pause = pause  # seconds that the bell may wait for more items
         self._ringing = False
         self._subscription: Disposable | None = None
         self.items: deque[T] = deque()
@@ -150,9 +155,15 @@ class _Queue(Demand, Generic[T]):
             self.close()
 
     def _ring(self) -> None:
-        if not self._ringing:
-            self._ringing = True
+        """Ring in a moment for all that comes until then; at once when the queue is half full, and at the end."""
+        if self.finished or len(self.items) == self._many:
             self.clock.call_soon(self._rung)
+        elif not self._ringing:
+            self._ringing = True
+            if self._pause:
+                self.clock.call_later(self._pause, self._rung)
+            else:
+                self.clock.call_soon(self._rung)
 
     def _rung(self) -> None:
         self._ringing = False
@@ -250,7 +261,7 @@ class Outcomes(Generic[T]):
             for _ in range(waiting.value):
                 bell.put(None)
 
-        self._queue: _Queue[T] = _Queue(clock, buffer, ring)
+        self._queue: _Queue[T] = _Queue(clock, buffer, ring, pause=MOMENT)
         self._items = self._queue.items
         self._low = buffer // 2
         self._clock = clock
