@@ -18,8 +18,9 @@ LAYERS = """
     demand
     stream
     policies
-    gate
+    events
     stores
+    gate
     providers
     transports
     client

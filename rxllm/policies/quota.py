@@ -1,17 +1,21 @@
 """How much of what in how much time: the value, and the text that says it."""
 
 import math
+import os
 import re
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn, get_args
 
 import msgspec
 
-from rxllm.errors import ConfigError, check_choice, check_number
+from rxllm.errors import ConfigError, check_choice, check_number, check_text
+from rxllm.policies.store import Store
 from rxllm.values import ConfigErrorMeta
 
-__all__ = ["Quota", "Strategy", "parse_quotas"]
+__all__ = ["ChargedAt", "OnExhausted", "Quota", "Strategy", "parse_quotas"]
 
 Strategy = Literal["sliding", "fixed", "bucket"]
+ChargedAt = Literal["start", "end"]
+OnExhausted = Literal["wait", "fail"]
 
 
 class _Limited(msgspec.Struct, frozen=True, metaclass=ConfigErrorMeta):
@@ -32,6 +36,12 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
         margin: Seconds by which the window is kept longer than `per`, because requests arrive at the server
             at other distances than they left; None is 0.05 s, or a twentieth of a window below 1 s.
         burst: What a bucket holds at most; None is `limit`. Only with the strategy "bucket".
+        charged_at: When the provider counts an attempt: at its "start", or at its "end", when it knows what it used.
+            With "end" an attempt on the wire holds what was reserved for it, however long it takes.
+        on_exhausted: What happens to an attempt that does not fit: "wait" for as long as it takes, or "fail" with a
+            `QuotaExhaustedError`, which ends the stream: those on the wire end as they do, nothing more is pulled.
+        state: A file that keeps what was booked, so that a restart goes on where the last run ended. For one process.
+        store: Where several processes and machines keep it together: a `Store`, or its URL.
 
     Raises:
         ConfigError: A value is of the wrong type or out of its bounds, a text cannot be read or says what
@@ -48,6 +58,10 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
     strategy: Strategy = "sliding"
     margin: float | None = None
     burst: float | None = None
+    charged_at: ChargedAt = "start"
+    on_exhausted: OnExhausted = "wait"
+    state: str | None = None
+    store: Store | None = None
 
     if TYPE_CHECKING:  # msgspec makes the constructor; a text is taken there but never stays in the field
 
@@ -61,6 +75,10 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
             strategy: Strategy = ...,
             margin: float | None = ...,
             burst: float | None = ...,
+            charged_at: ChargedAt = ...,
+            on_exhausted: OnExhausted = ...,
+            state: str | os.PathLike[str] | None = ...,
+            store: Store | str | None = ...,
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -77,7 +95,11 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
         check_number("burst", self.burst, above=0, optional=True)
         if self.burst is not None and self.strategy != "bucket":
             raise ConfigError(f"burst must not be given without strategy='bucket', got {self.burst!r}")
-        for name, value in (("limit", limit), ("per", per), ("unit", unit)):
+        check_choice("charged_at", self.charged_at, get_args(ChargedAt))
+        check_choice("on_exhausted", self.on_exhausted, get_args(OnExhausted))
+        state, store = self._kept()
+        fields = (("limit", limit), ("per", per), ("unit", unit), ("state", state), ("store", store))
+        for name, value in fields:
             msgspec.structs.force_setattr(self, name, value)
 
     def __str__(self) -> str:
@@ -93,6 +115,21 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def grace(self) -> float:
         """Seconds: the margin, or what it is if none is given."""
         return min(0.05, self.per / 20) if self.margin is None else self.margin
+
+    def _kept(self) -> tuple[str | None, Store | None]:
+        """Return the file and the store in which the bookings are kept; at most one of them."""
+        state = os.fspath(self.state) if isinstance(self.state, os.PathLike) else self.state
+        check_text("state", state, optional=True)
+        store: object = Store(self.store) if isinstance(self.store, str) else self.store
+        if store is not None and not isinstance(store, Store):
+            raise ConfigError(f"store must be a Store or its URL, got {store!r}")
+        if store is not None and state is not None:
+            raise ConfigError("state must not be given besides a store, which keeps what was booked by itself")
+        if store is not None and self.charged_at == "end":
+            raise ConfigError(
+                "charged_at must be 'start' with a store, which does not know what is on the wire elsewhere"
+            )
+        return state, store
 
     def _given(self) -> "_Rate":
         given: object = self.limit
