@@ -1,0 +1,1 @@
+"""What outlives a process: quotas that are kept in a file, or shared between processes and machines."""
