@@ -23,7 +23,7 @@ DISCONNECTED: Final = 2
 class Arrival(NamedTuple):
     """One request as the server saw it. Times are seconds of `time.monotonic()` in the server's process."""
 
-    arrived: float  # its last byte was read
+    arrived: float  # it came before the judge: its last byte was read, and the jitter of its path is over
     answered: float | None  # its reply was written; None: never
     marker: str  # the body's "user" when it has one, else the fingerprint of the prompt; "" for no inference
     status: int  # of the reply; 0: there was none
@@ -31,7 +31,7 @@ class Arrival(NamedTuple):
     admitted: bool  # taken into service and charged to the quotas
     prompt_tokens: int
     completion_tokens: int  # produced, also when the client was gone
-    charged: int  # tokens charged to the token quota
+    charged: int  # tokens charged to the token quota, in the end
     in_flight: int  # admitted and unanswered when it arrived, itself not counted
     connection: int  # number of its connection, from 0
     disconnected: bool  # the client was gone before the reply
@@ -127,7 +127,7 @@ class Log:
 
         Args:
             window: seconds, above 0.
-            unit: "requests", or "tokens" as they were charged.
+            unit: "requests", or "tokens" as they were charged in the end.
 
         Raises:
             ConfigError: a window not above 0, another unit.
@@ -185,6 +185,11 @@ class Log:
         if (index := row - self.dropped) >= 0:
             self._answered[index] = now
             self._statuses[index] = status
+
+    def settled(self, row: int, charge: int) -> None:
+        """Note that an admitted request was charged otherwise in the end."""
+        if (index := row - self.dropped) >= 0:
+            self._charges[index] = charge
 
     def disconnected(self, row: int) -> None:
         """Note that an admitted request's client has gone before the reply."""

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Final, cast
 from rxllm.testing._http import MAX_HEAD, BadRequestError, ChunkedBody, Head, wants_more
 
 if TYPE_CHECKING:
+    from rxllm.testing._quotas import Entry, Limiter
     from rxllm.testing._server import Server
+
+Due = tuple["Limiter | None", "Entry | None", int, int]  # the quota and the entry, tokens reserved and used
 
 MAX_BODY: Final = 64 << 20  # bytes
 MAX_AHEAD: Final = 1 << 20  # bytes of pipelined requests held while one is served
@@ -22,7 +25,7 @@ LINGER_SECONDS: Final = 1.0  # for the client to read why it was refused, before
 class Call:
     """One admitted request on its way to its reply."""
 
-    __slots__ = ("arrived", "body", "connection", "fault", "job", "row", "timer")
+    __slots__ = ("arrived", "body", "connection", "due", "fault", "job", "row", "timer")
 
     def __init__(self, connection: Connection, arrived: float, body: bytes, fault: str | None, row: int) -> None:
         self.connection = connection
@@ -30,6 +33,7 @@ class Call:
         self.body = body
         self.fault = fault
         self.row = row
+        self.due: Due | None = None  # what its answer settles
         self.job: int | None = None
         self.timer: asyncio.TimerHandle | None = None
 
@@ -75,6 +79,11 @@ class Connection(asyncio.Protocol):
         self.busy = False
         self.number = 0
         self.served = 0
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether no reply can be sent any more."""
+        return self._closing
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Join the server."""

@@ -3,10 +3,11 @@
 All three have one interface. Times are seconds on any steady clock; costs and amounts are numbers of one
 unit.
 
-    wait(now, cost)      seconds until `cost` would fit: 0.0 means now, infinity means never
-    charge(now, cost)    book `cost`, whether it fits or not
-    remaining(now)       what is left now, at least 0.0
-    reset(now)           seconds until nothing is booked any more
+    wait(now, cost)               seconds until `cost` would fit: 0.0 means now, infinity means never
+    charge(now, cost)             book `cost`, whether it fits or not; return the entry that `settle` takes
+    settle(now, entry, actual)    make `actual` of what an entry was booked with, as far as it still counts
+    remaining(now)                what is left now, at least 0.0
+    reset(now)                    seconds until nothing is booked any more
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from rxllm.errors import ConfigError, check_number
 Strategy = Literal["fixed", "sliding", "bucket"]
 
 STRATEGIES: Final = ("fixed", "sliding", "bucket")
+Entry = list[float]  # when something was charged, and how much
+
 SLACK: Final = 1e-9  # relative: a caller that waits exactly as long as it was told is let in
 
 
@@ -61,7 +64,8 @@ class Limiter(Protocol):
     quota: ServerQuota
 
     def wait(self, now: float, cost: float) -> float: ...
-    def charge(self, now: float, cost: float) -> None: ...
+    def charge(self, now: float, cost: float) -> Entry: ...
+    def settle(self, now: float, entry: Entry, actual: float) -> None: ...
     def remaining(self, now: float) -> float: ...
     def reset(self, now: float) -> float: ...
 
@@ -95,9 +99,16 @@ class FixedWindow:
             return 0.0
         return inf if cost > self.quota.amount else end - now
 
-    def charge(self, now: float, cost: float) -> None:
+    def charge(self, now: float, cost: float) -> Entry:
         self._roll(now)
         self._used += cost
+        return [now, cost]
+
+    def settle(self, now: float, entry: Entry, actual: float) -> None:
+        self._roll(now)
+        if entry[0] >= self._origin + self._index * self.quota.per:  # else its window is over
+            self._used += actual - entry[1]
+            entry[1] = actual
 
     def remaining(self, now: float) -> float:
         self._roll(now)
@@ -115,7 +126,7 @@ class SlidingLog:
 
     def __init__(self, quota: ServerQuota) -> None:
         self.quota = quota
-        self._entries: deque[tuple[float, float]] = deque()
+        self._entries: deque[Entry] = deque()
         self._used = 0.0
 
     def _expire(self, now: float) -> None:
@@ -139,10 +150,18 @@ class SlidingLog:
                 return at + self.quota.per - now
         return self.reset(now)
 
-    def charge(self, now: float, cost: float) -> None:
+    def charge(self, now: float, cost: float) -> Entry:
         self._expire(now)
-        self._entries.append((now, cost))
+        entry = [now, cost]
+        self._entries.append(entry)
         self._used += cost
+        return entry
+
+    def settle(self, now: float, entry: Entry, actual: float) -> None:
+        self._expire(now)
+        if entry[0] + self.quota.per > now:  # else it counts no more
+            self._used += actual - entry[1]
+            entry[1] = actual
 
     def remaining(self, now: float) -> float:
         self._expire(now)
@@ -179,8 +198,13 @@ class TokenBucket:
             return 0.0
         return inf if cost > self._size else lacking * self.quota.per / self.quota.amount
 
-    def charge(self, now: float, cost: float) -> None:
+    def charge(self, now: float, cost: float) -> Entry:
         self._level = self._fill(now) - cost
+        return [now, cost]
+
+    def settle(self, now: float, entry: Entry, actual: float) -> None:
+        self._level = self._fill(now) + entry[1] - actual  # `_fill` cuts what flows over
+        entry[1] = actual
 
     def remaining(self, now: float) -> float:
         return max(0.0, self._fill(now))

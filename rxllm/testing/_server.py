@@ -30,7 +30,7 @@ from rxllm.testing._arrivals import Log, Statistics
 from rxllm.testing._connection import Call, Connection
 from rxllm.testing._faults import FaultPlan, is_at_the_door
 from rxllm.testing._http import Head, parse_head
-from rxllm.testing._quotas import Limiter, go_duration, limiter
+from rxllm.testing._quotas import Entry, Limiter, go_duration, limiter
 from rxllm.testing._replies import JSON_TYPE, LIMIT_HEADERS, Refusal, error_body, hint_lines, reply_bytes, spoil
 from rxllm.testing._settings import Settings, checked, split_answer
 from rxllm.testing._sharing import Sharing
@@ -70,10 +70,13 @@ class Server:
         self.log = Log(monotonic())
         self._control = None if token is None else f"/control/{token}/"
         self._random = Random(seed)
+        self._path_random = Random(f"path {seed}")  # of its own: the same faults come with and without jitter
         self._plan = FaultPlan(self._random)
         self._settings = Settings()
         self._mode: str | AnswerFunction = "summary"
         self._faulty = False
+        self._jittery = False
+        self._travelling: dict[Connection, asyncio.TimerHandle] = {}  # requests that the jitter of the path holds
         self._requests: Limiter | None = None
         self._tokens: Limiter | None = None
         self._sharing: Sharing[Call] = Sharing()
@@ -116,9 +119,10 @@ class Server:
             connection.abort()
             if call is not None:
                 self.gone(call)
-        for timer in (*self._step_timers, self._timer):
+        for timer in (*self._step_timers, *self._travelling.values(), self._timer):
             if timer is not None:
                 timer.cancel()
+        self._travelling.clear()
         if self._connections:
             self._empty.clear()
             await self._empty.wait()
@@ -146,6 +150,7 @@ class Server:
         if "marked" in fields:
             self._plan.marked(settings.marked)
         self._faulty = bool(settings.faults or settings.script or settings.marked)
+        self._jittery = settings.path_jitter[1] > 0
         self._sharing.knee = settings.knee
         self._arm(now)
 
@@ -215,12 +220,28 @@ class Server:
         connection.reject(self._format(status, body, JSON_TYPE, b"Connection: close\r\n"))
 
     def handle(self, connection: Connection, head: Head, body: bytes) -> None:
+        """Take a request that has been read: it comes before the judge now, or when its path lets it."""
+        if self._control is not None and head.path.startswith(self._control):
+            self._serve_control(connection, head, body)
+        elif self._jittery:
+            delay = self._path_random.uniform(*self._settings.path_jitter)
+            self._travelling[connection] = self.loop.call_later(delay, self._arrive, connection, head, body)
+        else:
+            self._judge(connection, head, body)
+
+    def _arrive(self, connection: Connection, head: Head, body: bytes) -> None:
+        """Judge a request at the end of its path, also when its client has gone meanwhile: it was sent."""
+        del self._travelling[connection]
+        self._judge(connection, head, body)
+        call = connection.call
+        if connection.is_closing and call is not None:
+            connection.call = None
+            self.gone(call)
+
+    def _judge(self, connection: Connection, head: Head, body: bytes) -> None:
         """Answer a request, now or later."""
         now = monotonic()
         settings = self._settings
-        if self._control is not None and head.path.startswith(self._control):
-            self._serve_control(connection, head, body)
-            return
         most = settings.requests_per_connection
         if most is not None and settings.hang_up == "reuse" and connection.served >= most:
             self._note(now, connection, "", 0, "hung_up")
@@ -256,8 +277,9 @@ class Server:
         else:
             most = settings.default_max_tokens if ask.max_tokens is None else ask.max_tokens
             cost = ask.prompt_tokens + most
-        if (refusal := self._admit(now, cost)) is not None:
-            self._refuse(now, connection, marker, ask.prompt_tokens, refusal)
+        admission = self._admit(now, cost)
+        if isinstance(admission, Refusal):
+            self._refuse(now, connection, marker, ask.prompt_tokens, admission)
             return
         answer = answer or self._answer(ask)
         if answer.failed:
@@ -283,6 +305,8 @@ class Server:
         self._in_flight += 1
         self._max_in_flight = max(self._max_in_flight, self._in_flight)
         connection.call = call = Call(connection, now, answer.body, fault, row)
+        if settings.charge == "settled":
+            call.due = (self._tokens, admission, cost, ask.prompt_tokens + answer.completion_tokens)
         self._begin(now, call, answer.completion_tokens)
 
     def _answer(self, ask: Ask) -> Answer:
@@ -305,8 +329,8 @@ class Server:
         else:
             self._finish(call)
 
-    def _admit(self, now: float, cost: int) -> Refusal | None:
-        """Charge the quotas, or say why not."""
+    def _admit(self, now: float, cost: int) -> Entry | Refusal | None:
+        """Charge the quotas, and return the entry of the tokens if they have a quota; or say why not."""
         settings, requests, tokens = self._settings, self._requests, self._tokens
         if settings.max_in_flight is not None and self._in_flight >= settings.max_in_flight:
             status = settings.overload_status
@@ -317,9 +341,7 @@ class Server:
         if request_wait <= 0 and token_wait <= 0:
             if requests is not None:
                 requests.charge(now, 1)
-            if tokens is not None:
-                tokens.charge(now, cost)
-            return None
+            return None if tokens is None else tokens.charge(now, cost)
         if settings.charge_refused and requests is not None:
             requests.charge(now, 1)
         unit, state, need = ("requests", requests, 1) if request_wait >= token_wait else ("tokens", tokens, cost)
@@ -373,7 +395,8 @@ class Server:
     def _finish(self, call: Call) -> None:
         """Send the reply of an admitted request, or what its fault makes of it."""
         connection, fault = call.connection, call.fault
-        if connection.call is not call:  # its client went away in this very moment
+        if connection.call is not call or connection.is_closing:  # its client went away in this very moment
+            connection.call = None
             self._in_flight -= 1
             self._disconnected += 1
             self.log.disconnected(call.row)
@@ -390,6 +413,8 @@ class Server:
                     connection.abort(reset=True)
                 return
             status, kind, body = spoil(fault, body)
+        if call.due is not None and status == 200:  # noqa: PLR2004 - OK
+            self._settle_tokens(now, call.row, *call.due)
         self.log.answered(call.row, now, status)
         self._statuses[status] += 1
         extra = b"openai-processing-ms: %d\r\n" % ((now - call.arrived) * 1000)
@@ -398,6 +423,15 @@ class Server:
             connection.reply(whole[: len(whole) - (len(body) + 1) // 2], last=True)
         else:
             self._send(now, connection, status, body, kind, extra)
+
+    def _settle_tokens(  # noqa: PLR0917 - once per request: keywords cost
+        self, now: float, row: int, state: Limiter | None, entry: Entry | None, reserved: int, actual: int
+    ) -> None:
+        """Charge what was used instead of what was reserved."""
+        if state is not None and entry is not None:
+            state.settle(now, entry, actual)
+        self._charged_tokens += actual - reserved
+        self.log.settled(row, actual)
 
     def _refuse(self, now: float, connection: Connection, marker: str, prompt: int, refusal: Refusal) -> None:
         self._note(now, connection, marker, refusal.status, refusal.reason, prompt)

@@ -16,8 +16,10 @@ from rxllm.testing._quotas import ServerQuota
 T = TypeVar("T")
 
 Hint = Literal["both", "seconds", "date", "off"]
+Charge = Literal["reserved", "actual", "settled"]
 MODES: Final = ("summary", "echo")  # tuples: what is asked for may not be hashable
 HINTS: Final = ("both", "seconds", "date", "off")
+CHARGES: Final = ("reserved", "actual", "settled")
 
 
 class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,12 +49,13 @@ class Changes(TypedDict, total=False):
 
     answer: str | AnswerFunction
     latency: float | Latency
+    path_jitter: float | Sequence[float]
     knee: int | None
     max_in_flight: int | None
     overload_status: int
     requests: float | ServerQuota | None
     tokens: float | ServerQuota | None
-    charge: Literal["reserved", "actual"]
+    charge: Charge
     default_max_tokens: int
     charge_refused: bool
     retry_after: bool | Hint
@@ -73,12 +76,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     answer: str = "summary"  # a mode or "module:function"
     latency: Latency = Latency()
+    path_jitter: tuple[float, float] = (0.0, 0.0)
     knee: int | None = None
     max_in_flight: int | None = None
     overload_status: int = 429
     requests: ServerQuota | None = None
     tokens: ServerQuota | None = None
-    charge: Literal["reserved", "actual"] = "reserved"
+    charge: Charge = "reserved"
     default_max_tokens: int = 16
     charge_refused: bool = False
     retry_after: Hint = "both"
@@ -178,7 +182,7 @@ def _check(name: str, value: object) -> Any:
 
 RENAMED: Final = {True: "both", False: "off"}
 CHOICES: Final[dict[str, tuple[object, ...]]] = {
-    "charge": ("reserved", "actual"),
+    "charge": CHARGES,
     "retry_after": HINTS,
     "hang_up": ("idle", "reuse"),
     "overload_status": (429, 503),
@@ -202,6 +206,16 @@ def _latency(name: str, value: object) -> Latency:
         return _struct(name, Latency, cast("Mapping[str, Any]", value))
     check_number(name, value, least=0)
     return Latency(float(cast("float", value)))
+
+
+def _span(name: str, value: object) -> tuple[float, float]:
+    pair = tuple(cast("Sequence[object]", value)) if isinstance(value, tuple | list) else (0.0, value)
+    if len(pair) != 2:  # noqa: PLR2004 - a pair
+        raise ConfigError(f"{name} must be seconds or a pair of them, got {value!r}")
+    low, high = pair
+    check_number(f"{name}: the least", low, least=0)
+    check_number(f"{name}: the most", high, least=cast("float", low))
+    return float(cast("float", low)), float(cast("float", high))
 
 
 def _quota(name: str, value: object) -> ServerQuota | None:
@@ -286,6 +300,7 @@ def _models(name: str, value: object) -> tuple[str, ...]:
 OTHERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "answer": _answer,
     "latency": _latency,
+    "path_jitter": _span,
     "requests": _quota,
     "tokens": _quota,
     "faults": _faults,

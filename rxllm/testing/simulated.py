@@ -70,15 +70,15 @@ class SimulatedProvider:
     OpenAI's shapes: `POST /chat/completions`, `/completions`, `/embeddings` (none streamed) and `GET
     /models`.
 
-    A request is judged in this order: key, shape, fault at the door, ceiling, quotas. What passes is
-    *admitted*: it is charged, takes its latency, and then gets its answer or its fault. The log's `reason` is
-    "ok", the fault's name, or "requests", "tokens" (over that quota), "too_large" (can never fit),
-    "max_in_flight", "unauthorized", "bad_request", "malformed", "not_found", "bad_method", "models",
-    "hung_up", "answer_failed".
+    A request is judged at the end of its path, in this order: key, shape, fault at the door, ceiling,
+    quotas. What passes is *admitted*: it is charged, takes its latency, and then gets its answer or its
+    fault. The log's `reason` is "ok", the fault's name, or "requests", "tokens" (over that quota),
+    "too_large" (can never fit), "max_in_flight", "unauthorized", "bad_request", "malformed", "not_found",
+    "bad_method", "models", "hung_up", "answer_failed".
 
     Args:
         port: TCP port on the loopback address; 0 means any free one.
-        seed: of all random draws (faults, jitter), which are made in order of arrival.
+        seed: of all random draws (faults, jitters), which are made in order of arrival.
         steps: changes to come, each `(seconds after the start, {field: value, ...})`.
         settings: any of the fields below; all of them can also change while it runs (`set`, `steps`).
 
@@ -88,14 +88,19 @@ class SimulatedProvider:
             dict) -> str | dict` (a dict is the message), or its name "module:function". The `id` of a reply
             to a chat or completion holds the fingerprint in any case.
         latency: Seconds, or a `Latency` (base, per token, jitter). Default 0: at once.
+        path_jitter: Seconds, or a pair (least, most): so much later than it was read a request comes before
+            the judge, drawn evenly for each (a single number: from 0 on), so requests on several connections
+            may overtake one another. `arrived` is when it came there. Default 0.
         knee: Requests in service above which all slow down in proportion, as on a GPU. None: never.
         max_in_flight: Requests admitted and unanswered at most; beyond it `overload_status`. None: no
             ceiling.
         overload_status: 429 (default) or 503.
         requests: Requests per minute, or a `ServerQuota`. None: no quota.
         tokens: Tokens per minute, or a `ServerQuota`. A token is four characters. None: no quota.
-        charge: Tokens charged at admission: "reserved" (prompt + max_tokens; default) or "actual" (prompt +
-            answer, which is made before it is known whether the quota has room).
+        charge: Tokens charged at admission: "reserved" (prompt + max_tokens; default), "actual" (prompt +
+            answer, which is made before it is known whether the quota has room), or "settled": reserved, and
+            made actual when the answer is sent, for as long as its admission counts; without a reply of
+            status 200 it stays reserved.
         default_max_tokens: Reserved for a chat that names no maximum. Default 16.
         charge_refused: Requests that a quota refuses count in the request quota too. Default False.
         retry_after: Hint on refusals: "both" (whole seconds and `retry-after-ms`; also True; default),

@@ -103,6 +103,10 @@ class VirtualScheduler(PeriodicScheduler):
         """Call `action` at this instant."""
         self.call_soon(action)
 
+    def is_over(self) -> bool:
+        """Say that time may go on."""
+        return False
+
     def is_here(self) -> bool:
         """Return True: virtual time has one thread."""
         return True

@@ -252,6 +252,48 @@ def test_tokens_are_reserved_with_max_tokens_or_charged_as_they_are() -> None:
     run(case, tokens=100, answer="echo")
 
 
+@pytest.mark.parametrize("strategy", ["fixed", "sliding", "bucket"])
+def test_reserved_tokens_are_settled_when_the_answer_is_sent(strategy: Strategy) -> None:
+    async def case(provider: SimulatedProvider, session: aiohttp.ClientSession) -> None:
+        first = asyncio.ensure_future(ask(provider, session, "x" * 40, max_tokens=60))
+        await eventually(lambda: provider.statistics().in_flight == 1)
+        assert (await ask(provider, session, "x" * 40, max_tokens=60))[0] == 429  # 70 of 100 are reserved
+        assert provider.log()[0].charged == provider.statistics().charged_tokens == 70
+        _, headers, _ = await first
+        assert headers["x-ratelimit-remaining-tokens"] == "80"  # what it said is settled already
+        assert (await ask(provider, session, "x" * 40, max_tokens=60))[0] == 200
+        assert [entry.charged for entry in provider.log() if entry.admitted] == [20, 20]
+        assert provider.peak(600.0, "tokens") == provider.statistics().charged_tokens == 40
+
+    run(case, tokens=ServerQuota(100, 600.0, strategy), charge="settled", answer="echo", latency=0.2)
+
+
+@pytest.mark.parametrize("fault", ["500", "hang_up", "cancelled"])
+def test_reserved_tokens_stay_reserved_when_no_answer_is_sent(fault: str) -> None:
+    async def case(provider: SimulatedProvider, session: aiohttp.ClientSession) -> None:
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            await asyncio.wait_for(ask(provider, session, "x" * 40, max_tokens=60), 0.05)
+        await eventually(lambda: provider.statistics().in_flight == 0)
+        assert [entry.charged for entry in provider.log()] == [70]
+        assert (await ask(provider, session, "x" * 40, max_tokens=60))[0] == 429
+
+    cancelled = fault == "cancelled"
+    faults = {} if cancelled else {fault: 1.0}
+    run(case, tokens=100, charge="settled", answer="echo", latency=30.0 if cancelled else 0.0, faults=faults)
+
+
+def test_a_settlement_leaves_a_quota_alone_that_came_after_its_admission() -> None:
+    async def case(provider: SimulatedProvider, session: aiohttp.ClientSession) -> None:
+        first = asyncio.ensure_future(ask(provider, session, "x" * 40, max_tokens=60))
+        await eventually(lambda: provider.statistics().in_flight == 1)
+        provider.set(tokens=ServerQuota(1000, 600.0, "bucket", burst=500))
+        assert (await ask(provider, session, "x" * 40, max_tokens=110))[1]["x-ratelimit-remaining-tokens"] == "480"
+        await first
+        assert (await ask(provider, session, "x" * 40, max_tokens=110))[1]["x-ratelimit-remaining-tokens"] == "460"
+
+    run(case, tokens=ServerQuota(100, 600.0), charge="settled", answer="echo", latency=0.05)
+
+
 def test_a_request_larger_than_the_quota_is_refused_without_a_hint() -> None:
     async def case(provider: SimulatedProvider, session: aiohttp.ClientSession) -> None:
         status, headers, reply = await ask(provider, session, max_tokens=500)
@@ -499,6 +541,84 @@ def test_the_mix_of_faults_is_the_same_for_the_same_seed() -> None:
 
 
 # clients that go away, connections that end
+
+
+def test_the_jitter_of_the_path_delays_each_request_by_itself_and_lets_them_overtake() -> None:
+    received: dict[str, float] = {}
+
+    async def case(provider: SimulatedProvider, session: aiohttp.ClientSession) -> None:
+        handle = _server.Server.handle
+
+        def noting(server: _server.Server, connection: Any, head: Any, data: bytes) -> None:
+            received[json.loads(data)["user"]] = _server.monotonic()
+            handle(server, connection, head, data)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_server.Server, "handle", noting)
+            await asyncio.gather(*(ask(provider, session, user=str(n)) for n in range(60)))
+
+    log = run(case, path_jitter=(0.02, 0.08)).log()
+    assert sorted(row.arrived for row in log) == [row.arrived for row in log]
+    assert [row.marker for row in log] != list(received)
+    delays = [row.arrived - received[row.marker] for row in log]
+    assert min(delays) > 0.018  # the loop's timers may be a bit early
+    assert len(set(delays)) == 60
+
+
+def test_the_jitter_of_the_path_is_drawn_from_the_seed_and_changes_no_fault() -> None:
+    def seen(seed: int, jitter: float) -> tuple[list[int], list[float]]:
+        drawn: list[float] = []
+
+        async def case(provider: SimulatedProvider, session: aiohttp.ClientSession) -> None:
+            call_later = provider._running().loop.call_later
+            provider._running().loop = Loop(call_later)
+            statuses.extend([(await ask(provider, session))[0] for _ in range(20)])
+
+        class Loop:
+            def __init__(self, call_later: Any) -> None:
+                self.later = call_later
+
+            def call_later(self, delay: float, *args: Any) -> Any:
+                drawn.append(delay)
+                return self.later(delay, *args)
+
+        statuses: list[int] = []
+        run(case, faults={"500": 0.5}, path_jitter=jitter, seed=seed)
+        return statuses, drawn
+
+    with_jitter, drawn = seen(1, 0.002)
+    assert seen(1, 0.002) == (with_jitter, drawn)
+    assert len(set(drawn)) == 20
+    assert all(0 <= delay <= 0.002 for delay in drawn)
+    assert seen(2, 0.002)[1] != drawn
+    assert seen(1, 0.0) == (with_jitter, [])
+
+
+@pytest.mark.parametrize("latency", [0.0, 30.0], ids=["answered-at-once", "slow"])
+def test_a_request_that_was_sent_is_judged_although_its_client_went_away_while_it_travelled(latency: float) -> None:
+    async def case(provider: SimulatedProvider, session: aiohttp.ClientSession) -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ask(provider, session), 0.01)
+        assert len(provider.log()) == 0
+        await eventually(lambda: provider.statistics().disconnected == 1)
+        assert [(row.admitted, row.disconnected, row.answered) for row in provider.log()] == [(True, True, None)]
+        assert provider.statistics().in_flight == 0
+        assert (await ask(provider, session))[0] == 429
+
+    run(case, requests=1, path_jitter=(0.1, 0.12), latency=latency)
+
+
+def test_after_the_block_nothing_travels_any_more() -> None:
+    async def case(provider: SimulatedProvider, session: aiohttp.ClientSession) -> None:
+        asking = asyncio.ensure_future(ask(provider, session))
+        await eventually(lambda: bool(provider._running()._travelling))
+        (timer,) = provider._running()._travelling.values()
+        await provider.close()
+        assert timer.cancelled()
+        with pytest.raises(aiohttp.ClientError):
+            await asking
+
+    assert len(run(case, path_jitter=(0.5, 0.6)).log()) == 0
 
 
 def test_a_client_that_goes_away_frees_its_place_and_is_in_the_log() -> None:

@@ -78,6 +78,66 @@ def test_a_token_bucket_is_a_level_that_rises_to_its_size(
     assert admitted(TokenBucket(ServerQuota(amount, per, "bucket", burst), 0.0), arrivals) == expected
 
 
+class History:
+    """What each strategy leaves, computed from all that was ever charged."""
+
+    def __init__(self, strategy: Strategy, amount: int, per: int) -> None:
+        self.strategy, self.amount, self.per = strategy, amount, per
+        self.entries: list[list[float]] = []  # when, what it counts
+        self.level, self.last = float(amount), 0.0
+
+    def fill(self, now: float) -> None:
+        self.level, self.last = min(self.amount, self.level + (now - self.last) * self.amount / self.per), now
+
+    def room(self, now: float) -> float:
+        self.fill(now)
+        if self.strategy == "bucket":
+            return self.level
+        if self.strategy == "sliding":
+            return self.amount - sum(used for at, used in self.entries if now - at < self.per)
+        return self.amount - sum(used for at, used in self.entries if at // self.per == now // self.per)
+
+    def change(self, now: float, entry: list[float], used: float) -> None:
+        self.fill(now)
+        self.level = min(self.amount, self.level + entry[1] - used)
+        entry[1] = used
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@given(
+    arrivals=st.lists(
+        st.tuples(st.integers(0, 6), st.integers(1, 6), st.integers(0, 8), st.integers(0, 20)), max_size=60
+    ),
+    amount=st.sampled_from([4, 8, 16]),
+    per=st.sampled_from([1, 2, 4]),
+)
+def test_what_is_settled_counts_from_then_on_as_if_it_had_been_charged_so(
+    strategy: Strategy, arrivals: list[tuple[int, int, int, int]], amount: int, per: int
+) -> None:
+    state = limiter(ServerQuota(amount, per, strategy), 0.0)
+    assert state is not None
+    model = History(strategy, amount, per)
+    now = 0.0
+    due: list[tuple[float, int, list[float], list[float], int]] = []  # settlements to come
+    for number, (gap, cost, actual, hold) in enumerate(arrivals):
+        now += gap / 4
+        for entry in sorted(one for one in due if one[0] <= now):
+            due.remove(entry)
+            at, _, mine, theirs, used = entry
+            state.settle(at, mine, used)
+            model.change(at, theirs, used)
+            assert state.remaining(at) == max(0.0, model.room(at))
+        room = model.room(now)
+        assert (state.wait(now, cost) <= 0) == (cost <= room)
+        if cost <= room:
+            mine = state.charge(now, cost)
+            theirs = [now, 0.0]
+            model.entries.append(theirs)
+            model.change(now, theirs, cost)
+            due.append((now + hold / 4, number, mine, theirs, actual))
+        assert state.remaining(now) == max(0.0, model.room(now))
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @given(arrivals=ARRIVALS, amount=st.integers(1, 50), per=st.floats(0.01, 100), cost=st.integers(1, 60))
 def test_who_waits_as_long_as_told_is_let_in(
