@@ -26,6 +26,7 @@ from rxllm.policies.pace import Pace, PaceTicket
 from rxllm.policies.quota import Quota, Strategy, parse_quotas
 from rxllm.policies.ramp import Ramp
 from rxllm.policies.sliding import SlidingLog, Ticket
+from rxllm.policies.store import Store
 from rxllm.policies.timeouts import Timeouts
 from rxllm.policies.tokens import TokenErrors, TokenEstimator
 from rxllm.policies.validation import Validate
@@ -52,6 +53,7 @@ __all__ = [
     "Ramp",
     "Rule",
     "SlidingLog",
+    "Store",
     "Strategy",
     "Ticket",
     "Timeouts",

@@ -1,9 +1,10 @@
 """The token bucket: a level that rises steadily, and costs that come out of it."""
 
 import math
+from collections.abc import Iterable
 
 from rxllm.policies.others import Others
-from rxllm.policies.sliding import Ticket
+from rxllm.policies.sliding import WIDEST, Entry, Ticket
 
 __all__ = ["TokenBucket"]
 
@@ -29,7 +30,9 @@ class TokenBucket:
         most: No statement of the server makes the limit larger than that; None: than `limit`.
     """
 
-    __slots__ = ("_at", "_base", "_burst", "_given", "_margin", "_most", "_others", "_per", "_rate", "limit")
+    __slots__ = ("_at", "_base", "_burst", "_given", "_least", "_margin", "_most", "_others", "_per", "_rate", "limit")
+
+    newest = 0  # the one slot is the level
 
     def __init__(
         self, limit: float, per: float, *, burst: float | None = None, margin: float = 0.0, most: float | None = None
@@ -38,7 +41,7 @@ class TokenBucket:
         self._most = limit if most is None else most
         self._per = per
         self._given = burst
-        self._margin = margin
+        self._least = self._margin = margin
         self._others = Others()
         self._rate = limit / per
         self._burst = limit if burst is None else burst
@@ -119,6 +122,25 @@ class TokenBucket:
                 self._burst = self.limit
         others = max(0.0, self._base + pending - remaining)
         self._others.state(others, math.inf, now, sent if remaining > 0 else None)
+
+    def widen(self, margin: float) -> None:
+        """Reckon with arrivals that are `margin` closer together, within the bounds that `Meter.widen` states."""
+        before, self._margin = self._margin, max(self._least, min(margin, self._per / WIDEST))
+        self._base -= self._rate * max(0.0, self._margin - before)  # also for what is on its way
+
+    def entry(self, slot: int) -> Entry | None:  # noqa: ARG002 - there is one
+        """Return what was missing at the last booking."""
+        return Entry(0, self._at, self._burst - self._base, self._at)
+
+    def entries(self, now: float) -> list[Entry]:  # noqa: ARG002 - it is dated
+        """Return what was missing at the last booking."""
+        return [Entry(0, self._at, self._burst - self._base, self._at)]
+
+    def restore(self, entries: Iterable[Entry], now: float) -> None:  # noqa: ARG002 - it is dated
+        """Take over into a new, full bucket what was missing in another one."""
+        for entry in entries:
+            self._base = self._burst - entry.amount
+            self._at = entry.at
 
     def _level(self, now: float) -> float:
         """Return the level as it would be without others and without a brim."""

@@ -1,12 +1,14 @@
 """The fixed window: a counter that the provider sets to zero at each edge."""
 
 import math
+from collections.abc import Iterable
 
 from rxllm.policies.others import earliest, latest
-from rxllm.policies.sliding import SLOTS, SlidingLog
+from rxllm.policies.sliding import SLOTS, Entry, SlidingLog
 
-__all__ = ["FixedWindow"]
+__all__ = ["EDGE", "FixedWindow"]
 
+EDGE = -2  # the entry of what is known of the edge
 DRIFT = 1e-4  # seconds per second by which two clocks may run apart; good ones need a tenth
 
 
@@ -30,16 +32,36 @@ class FixedWindow(SlidingLog):
         most: The same.
     """
 
-    __slots__ = ("_edge", "_margin", "_set", "_width")
+    __slots__ = ("_edge", "_set", "_width")
 
     def __init__(
         self, limit: float, per: float, *, margin: float = 0.0, slots: int = SLOTS, most: float | None = None
     ) -> None:
         super().__init__(limit, per, margin=margin, slots=slots, most=most)
-        self._margin = margin
         self._edge: float = 0.0  # a window ends then at the earliest,
         self._width: float = math.inf  # and so much later at the latest
         self._set = 0.0  # when that was learned
+
+    def entry(self, slot: int) -> Entry | None:
+        """Return what is booked in a slot, None if it has expired; for `EDGE` the edge, None if it is not known."""
+        if slot != EDGE:
+            return super().entry(slot)
+        return None if self._width >= self._per else Entry(EDGE, self._edge, self._width, self._set)
+
+    def entries(self, now: float) -> list[Entry]:
+        """Return the edge, if it is known, and all that is booked, the oldest first."""
+        edge = self.entry(EDGE)
+        return [*(() if edge is None else (edge,)), *super().entries(now)]
+
+    def restore(self, entries: Iterable[Entry], now: float) -> None:
+        """Take over into a new, empty meter what another one knew and had booked; the edge comes first."""
+        booked: list[Entry] = []
+        for entry in entries:
+            if entry.slot == EDGE:
+                self._edge, self._width, self._set = entry.at, entry.amount, entry.close
+            else:
+                booked.append(entry)
+        super().restore(booked, now)
 
     def _ends(self, at: float) -> float:
         """Return when a booking counts no more."""
@@ -59,9 +81,10 @@ class FixedWindow(SlidingLog):
         if sent is not None and reset is not None and 0 < reset <= self._per:
             edge = self._narrow(sent + earliest(reset), now + latest(reset), now)
         if self._width >= self._per:
-            return super()._span(now, sent, reset)
+            end = now if reset is None or reset <= 0 else now + latest(reset)  # at the latest, as far as it is said
+            return end - self._per, super()._span(now, sent, reset)[1]
         end = (self._edge_after(now) if edge is None else edge) + self._width
-        return end - self._per, end
+        return math.nextafter(end - self._per, -math.inf), end
 
     def _narrow(self, low: float, high: float, now: float) -> float | None:
         """Learn that a window ends between `low` and `high`; return when this one ends at the earliest, if known."""

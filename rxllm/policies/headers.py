@@ -33,10 +33,11 @@ class Truth(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a reply says about the quotas, and how many of these headers cannot be understood."""
+    """What a reply says about the quotas and its time, and how many of these headers cannot be understood."""
 
     truths: tuple[Truth, ...] = ()
     malformed: int = 0
+    processing: float | None = None  # seconds that the server worked until it wrote the headers; None: not said
 
 
 NOTHING = Limits()
@@ -49,6 +50,11 @@ def read_limits(headers: Mapping[str, str], now_wall: float) -> Limits:
     `anthropic-{ratelimit,priority,fast}-*-{limit,remaining,reset}`, and `RateLimit` with `RateLimit-Policy`
     (draft-ietf-httpapi-ratelimit-headers-11); all of them also with litellm's `llm_provider-` before. A reset may be
     in seconds, a Go duration, an RFC 3339 date or a Unix time. -1, and a limit of 0, are unknown, as Azure means them.
+
+    The time of the server is told by `openai-processing-ms` (OpenAI, Azure, llama-cpp-python), `x-total-time` (TGI)
+    and `x-envoy-upstream-service-time` (Envoy, and so all that stands behind one), in milliseconds. Of several the
+    longest is taken, which is that of the server nearest to us. `Server-Timing` is not read: its names are
+    everybody's own.
 
     The names are looked at once for each set of names that a server sends: a reply without such headers costs 0.3 µs,
     one with those of OpenAI 3 µs.
@@ -91,9 +97,10 @@ class _Plan(msgspec.Struct, frozen=True):
     quotas: tuple[_Quota, ...]
     policies: tuple[str, ...]  # names of the `RateLimit-Policy` fields
     states: tuple[str, ...]  # names of the `RateLimit` fields
+    times: tuple[str, ...]  # names of the fields that tell how long the server worked
 
 
-NONE = _Plan((), (), ())
+NONE = _Plan((), (), (), ())
 _plans: dict[tuple[str, ...], _Plan] = {}
 
 _NAMED = re.compile(
@@ -101,17 +108,21 @@ _NAMED = re.compile(
     r"|anthropic-(?P<tier>ratelimit|priority|fast)-(?P<own>[a-z0-9_-]+)-(?P<last>limit|remaining|reset)"
 )
 _RENAMED = "llm_provider-"
+_TIMES = frozenset({"openai-processing-ms", "x-envoy-upstream-service-time", "x-total-time"})
 
 
 def _plan(names: Iterable[str]) -> _Plan:
     found: dict[str, dict[str, str]] = {}
     rounded: set[str] = set()
     fields: dict[str, list[str]] = {"ratelimit-policy": [], "ratelimit": []}
+    times: list[str] = []
     own = list(dict.fromkeys(names))
     for name in sorted(own, key=lambda name: name.lower().startswith(_RENAMED)):  # the plain ones first
         plain = name.lower().removeprefix(_RENAMED)
         if plain in fields:
             fields[plain].append(name)
+        elif name.lower() in _TIMES:  # one that litellm passes on leaves out litellm's own time
+            times.append(name)
         match = _NAMED.fullmatch(plain)
         if match is None:
             continue
@@ -127,7 +138,7 @@ def _plan(names: Iterable[str]) -> _Plan:
         for unit, said in found.items()
     )
     policies, states = tuple(fields["ratelimit-policy"]), tuple(fields["ratelimit"])
-    return _Plan(quotas, policies, states) if quotas or policies or states else NONE
+    return _Plan(quotas, policies, states, tuple(times)) if quotas or policies or states or times else NONE
 
 
 def _read(plan: _Plan, headers: Mapping[str, str], now_wall: float) -> Limits:
@@ -152,7 +163,15 @@ def _read(plan: _Plan, headers: Mapping[str, str], now_wall: float) -> Limits:
             truths.append(Truth(unit=quota.unit, limit=limit, remaining=remaining, reset=reset, rounding=rounding))
     if plan.policies or plan.states:
         malformed += _read_fields(plan, headers, truths)
-    return Limits(tuple(truths), malformed)
+    if not plan.times:
+        return Limits(tuple(truths), malformed)
+    worked: float | None = None
+    for name in plan.times:
+        milliseconds = _number(headers[name])
+        malformed += milliseconds is None
+        if milliseconds is not None and milliseconds >= 0:
+            worked = max(worked or 0.0, milliseconds / 1000)
+    return Limits(tuple(truths), malformed, worked)
 
 
 THOUSANDS = 500.0  # Anthropic states tokens to the nearest thousand

@@ -1,19 +1,28 @@
 """What the gate asks of a quota, whatever its strategy."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from rxllm.policies.bucket import TokenBucket
 from rxllm.policies.fixed import FixedWindow
+from rxllm.policies.held import HeldMeter
 from rxllm.policies.quota import Quota
-from rxllm.policies.sliding import SlidingLog, Ticket
+from rxllm.policies.sliding import Entry, SlidingLog, Ticket
 
-__all__ = ["Meter", "meter"]
+__all__ = ["LocalMeter", "Meter", "meter"]
 
 
 class Meter(Protocol):
-    """The state of one quota. `now` is in seconds from any origin and never goes back."""
+    """The state of one quota. `now` is in seconds from any origin and never goes back.
 
-    limit: float
+    For a quota that is charged at the end `settle` is called for every booking, also for one that cost what was
+    reserved: what was not settled is taken to be on the wire.
+    """
+
+    @property
+    def limit(self) -> float:
+        """What may be booked in a window."""
+        ...
 
     def too_large(self, cost: float) -> bool:
         """Say whether `cost` fits at no time."""
@@ -88,8 +97,37 @@ class Meter(Protocol):
         """
         ...
 
+    def widen(self, margin: float) -> None:
+        """Reckon with `margin` seconds of jitter on the way, also for what is booked already.
 
-def meter(quota: Quota, *, most: float | None = None) -> Meter:
+        Never with less than the margin that the meter was made with, and with no more than a quarter of the window; so
+        a smaller number than the last makes it narrower again, down to that.
+        """
+        ...
+
+
+class LocalMeter(Meter, Protocol):
+    """A meter that has its bookings by itself; another one can go on where it stopped."""
+
+    @property
+    def newest(self) -> int:
+        """The slot that was booked into last."""
+        ...
+
+    def entry(self, slot: int) -> Entry | None:
+        """Return what is in a slot, or what `HELD` or `EDGE` say; None if that is over or unknown."""
+        ...
+
+    def entries(self, now: float) -> list[Entry]:
+        """Return all that another meter must know; those below zero come first, then the oldest."""
+        ...
+
+    def restore(self, entries: Iterable[Entry], now: float) -> None:
+        """Take over, into a new meter, what `entries` returned; what was held then is booked now."""
+        ...
+
+
+def meter(quota: Quota, *, most: float | None = None) -> LocalMeter:
     """Return a new, empty meter for `quota`.
 
     Args:
@@ -98,6 +136,9 @@ def meter(quota: Quota, *, most: float | None = None) -> Meter:
             None: that of `quota`.
     """
     limit, per, margin = quota.limit, quota.per, quota.grace
+    made: LocalMeter
     if quota.strategy == "bucket":
-        return TokenBucket(limit, per, burst=quota.burst, margin=margin, most=most)
-    return (FixedWindow if quota.strategy == "fixed" else SlidingLog)(limit, per, margin=margin, most=most)
+        made = TokenBucket(limit, per, burst=quota.burst, margin=margin, most=most)
+    else:
+        made = (FixedWindow if quota.strategy == "fixed" else SlidingLog)(limit, per, margin=margin, most=most)
+    return HeldMeter(made) if quota.charged_at == "end" else made

@@ -34,13 +34,15 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
         strategy: How the provider counts. "sliding": the sum over any `per` seconds. "fixed": a counter that falls to
             zero every `per` seconds. "bucket": what was used comes back by and by, `limit` every `per` seconds.
         margin: Seconds by which the window is kept longer than `per`, because requests arrive at the server
-            at other distances than they left; None is 0.05 s, or a twentieth of a window below 1 s.
+            at other distances than they left; None is 0.05 s, or a twentieth of a window below 1 s, and more when
+            replies show that there is more jitter on the way, up to a quarter of the window.
         burst: What a bucket holds at most; None is `limit`. Only with the strategy "bucket".
         charged_at: When the provider counts an attempt: at its "start", or at its "end", when it knows what it used.
             With "end" an attempt on the wire holds what was reserved for it, however long it takes.
         on_exhausted: What happens to an attempt that does not fit: "wait" for as long as it takes, or "fail" with a
             `QuotaExhaustedError`, which ends the stream: those on the wire end as they do, nothing more is pulled.
-        state: A file that keeps what was booked, so that a restart goes on where the last run ended. For one process.
+        state: A file that keeps what was booked, so that a restart goes on where the last run ended. For one process:
+            a second one is refused, by a lock that is a file beside it.
         store: Where several processes and machines keep it together: a `Store`, or its URL.
 
     Raises:
@@ -105,6 +107,18 @@ class Quota(_Limited, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __str__(self) -> str:
         """Return a text that reads back as the same limit, seconds and unit."""
         return f"{_written(self.limit)} {self.unit} per {_written(self.per)} seconds"
+
+    @property
+    def name(self) -> str:
+        """A text for people, which says too what tells it apart from others of the same limit, seconds and unit.
+
+        >>> Quota("500/minute", strategy="bucket", burst=10).name
+        '500 requests per 60 seconds (bucket of 10)'
+        """
+        if self.strategy == "sliding":
+            return str(self)
+        burst = "" if self.burst is None else f" of {_written(float(self.burst))}"
+        return f"{self} ({self.strategy}{burst})"
 
     @property
     def window(self) -> float:

@@ -2,23 +2,35 @@
 
 import math
 from array import array
-from typing import TypeAlias
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
 
 from rxllm.policies.others import Others, latest
 
-__all__ = ["SLOTS", "SlidingLog", "Ticket"]
+__all__ = ["SLOTS", "Entry", "SlidingLog", "Ticket"]
 
-SLOTS = 4096  # 64 kB a log, and 0.025 % of the window
+SLOTS = 4096  # 96 kB a log, and 0.025 % of the window
+
+WIDEST = 4  # a margin that grows ends at that part of the window
 
 Ticket: TypeAlias = tuple[int, float]  # the slot's number, the cost booked there
+
+
+class Entry(NamedTuple):
+    """What a meter has booked in one slot, to be kept in a file."""
+
+    slot: int  # those below zero are no slots: `HELD`, `EDGE`
+    at: float  # when it was booked last
+    amount: float
+    close: float  # bookings up to then share it
 
 
 class SlidingLog:
     """A quota over a sliding window: at each admission, what was booked within it is at most the limit.
 
     Bookings of one 4,094th of the window share a slot and expire with the latest of them: up to 0.025 % late,
-    never early. All but `ready_at` and `available` take constant time (amortised); those take time in the number of
-    slots that must expire, or have.
+    never early. When the margin has grown, and for a window after that, they may share more. All but `ready_at` and
+    `available` take constant time (amortised); those take time in the number of slots that must expire, or have.
 
     `now` is in seconds from any origin and must never go back. Sums are exact for whole numbers (below 2**53)
     and for binary fractions; other costs round, and what rounding left is forgotten whenever the log is empty.
@@ -39,9 +51,12 @@ class SlidingLog:
         "_at",
         "_close",
         "_due",
+        "_first",
         "_grain",
         "_head",
         "_last",
+        "_least",
+        "_margin",
         "_most",
         "_next",
         "_others",
@@ -61,10 +76,12 @@ class SlidingLog:
         self._room = limit  # without what others use
         self._others = Others()
         self._per = per
+        self._least = self._margin = margin
         self._window = per + margin
         self._grain = self._window / (slots - 2)  # 2 less: the oldest and the newest stick out of the window
         self._slots = slots
-        self._last = array("d", bytes(8 * slots))  # a ring: when each slot was booked last
+        self._first = array("d", bytes(8 * slots))  # a ring: when each slot was booked first,
+        self._last = array("d", bytes(8 * slots))  # and when last
         self._amounts = array("d", bytes(8 * slots))
         self._head: int = 0  # number of the oldest slot; they count up for ever
         self._next: int = 0  # number of the slot after the newest; equal to the head when all are empty
@@ -164,17 +181,50 @@ class SlidingLog:
         self._room = self.limit - self._others.amount
         self._due = now  # something may be due earlier than before: look at the next occasion
 
+    def widen(self, margin: float) -> None:
+        """Keep the window longer by `margin` from now on, within the bounds that `Meter.widen` states."""
+        self._margin = max(self._least, min(margin, self._per / WIDEST))
+        self._window = self._per + self._margin
+        self._grain = self._window / (self._slots - 2)
+        self._due = -math.inf  # what is booked expires at another time now: look at the next occasion
+
+    @property
+    def newest(self) -> int:
+        """Return the slot that was booked into last."""
+        return self._next - 1
+
+    def entry(self, slot: int) -> Entry | None:
+        """Return what is booked in a slot; None if it has expired."""
+        if not self._head <= slot < self._next:
+            return None
+        at = self._last[slot % self._slots]
+        return Entry(slot, at, self._amounts[slot % self._slots], self._close if slot == self.newest else at)
+
+    def entries(self, now: float) -> list[Entry]:
+        """Return all that is booked, the oldest first."""
+        self._expire(now)
+        return [entry for slot in range(self._head, self._next) if (entry := self.entry(slot)) is not None]
+
+    def restore(self, entries: Iterable[Entry], now: float) -> None:
+        """Take over into a new, empty log what another one had booked."""
+        for entry in entries:
+            self.book(entry.amount, entry.at)  # in a slot of its own: it is younger than the one before was open
+            self._close = entry.close
+        self._expire(now)
+
     def _span(self, now: float, sent: float | None, reset: float | None) -> tuple[float, float]:  # noqa: ARG002
-        """Return since when bookings are in the window that a statement is about, and when that is over."""
+        """Return since when bookings are in the window that a statement is about, and when that is over.
+
+        The margin is in it: what is that old may have arrived later than it left. If not, as much of others is missed.
+        """
         until = self._ends(now)
-        return now - self._per, until if reset is None or reset <= 0 else min(until, now + latest(reset))
+        return now - self._window, until if reset is None or reset <= 0 else min(until, now + latest(reset))
 
     def _counted(self, since: float) -> float:
-        """Return what we have booked since then; a slot that may be older is not in it."""
-        since += self._grain
+        """Return what we have booked after that; a slot in which something may be older is not in it."""
         used = self._used
         for slot in range(self._head, self._next):
-            if self._last[slot % self._slots] > since:
+            if self._first[slot % self._slots] > since:
                 return used
             used -= self._amounts[slot % self._slots]
         return 0.0
@@ -223,10 +273,13 @@ class SlidingLog:
 
     def _open(self, now: float) -> None:
         """Begin a new slot."""
-        self._expire(now)  # so that at most `slots` are in use
+        self._expire(now)  # so that at most `slots` are in use,
+        if self._next - self._head == self._slots:  # unless they were made for a shorter window: the newest takes it
+            return
         if self._head == self._next:
             self._due = min(self._others.until, self._ends(now))
         self._at = self._next % self._slots
+        self._first[self._at] = now
         self._amounts[self._at] = 0.0
         self._next += 1
         self._close = now + self._grain

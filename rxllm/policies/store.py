@@ -3,6 +3,7 @@
 import os
 import re
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -14,7 +15,7 @@ __all__ = ["Store", "Unreachable"]
 Unreachable = Literal["wait", "fail"] | float
 REDIS = ("redis", "rediss", "redis+unix", "valkey", "valkeys", "valkey+unix")
 COUNTERS = ("memcached", "mongodb", "mongodb+srv")
-_USER = re.compile(r"//[^/]*@")
+_SECRET = re.compile(r"([?&][^=&]*(?:pass|secret|token|key|user|auth)[^=&]*=)[^&]*", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -29,8 +30,9 @@ class Store(_Located, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Args:
         url: redis://, rediss://, redis+unix://, valkey://, valkeys:// or valkey+unix:// for any quota; memcached://,
-            mongodb:// or mongodb+srv:// for requests in fixed windows of whole seconds. Environment variables in it,
-            as in "redis://:$PASSWORD@host:6379/0", are read when it is connected to.
+            mongodb:// or mongodb+srv:// for requests in fixed windows of whole seconds. Its client is an extra:
+            pip install 'rxllm[redis]', [valkey], [memcached] or [mongodb]. Environment variables in it, as in
+            "redis://:$PASSWORD@host:6379/0", are read when it is connected to.
         name: What quota it is: those who give the same name, unit, strategy and seconds share it. Use one name per key
             of the provider.
         unreachable: What happens while the store does not answer: "wait" for it, "fail" the stream, or go on by
@@ -53,8 +55,7 @@ class Store(_Located, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         check_text("store url", self.url)
         check_text("store name", self.name)
-        scheme = self.url.partition("://")[0]
-        if "://" not in self.url or scheme not in (*REDIS, *COUNTERS):
+        if "://" not in self.url or self.scheme not in (*REDIS, *COUNTERS):
             msg = f"store url must begin with one of {', '.join((*REDIS, *COUNTERS))} and ://, got {self!r}"
             raise ConfigError(msg)
         if isinstance(self.unreachable, str):
@@ -67,22 +68,47 @@ class Store(_Located, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return f"Store({self.shown!r}, name={self.name!r}, unreachable={self.unreachable!r})"
 
     @property
+    def scheme(self) -> str:
+        """What stands before ://."""
+        return self.url.partition("://")[0]
+
+    @property
     def shown(self) -> str:
         """The URL without user and password."""
-        return _USER.sub("//***@", self.url)
+        scheme, separator, rest = self.url.rpartition("://")
+        user, at, host = rest.rpartition("@")
+        return _SECRET.sub(r"\1***", f"{scheme}{separator}{'***' if user else ''}{at}{host}")
 
     @property
     def scripted(self) -> bool:
         """Whether it runs scripts of ours, so that it can keep any quota."""
-        return self.url.partition("://")[0] in REDIS
+        return self.scheme in REDIS
 
     def address(self) -> str:
-        """Return the URL with its environment variables filled in.
+        """Return the URL with its environment variables filled in; in user and password any character may stand.
 
         Raises:
             ConfigError: One of them is not set.
         """
-        return _VARIABLE.sub(_value, self.url)
+        user, at, host = self.url.rpartition("@")
+        return _VARIABLE.sub(_escaped, user) + at + _VARIABLE.sub(_value, host)
+
+    def scrub(self, text: str) -> str:
+        """Return `text` without what `shown` hides, whatever wrote it."""
+        address = self.address()
+        hidden = [found[0].partition("=")[2] for found in _SECRET.finditer(address)]
+        user, at, _ = address.partition("://")[2].rpartition("@")
+        if at:
+            hidden += [user, user.partition(":")[2] or user]
+        for secret in sorted(
+            {form for part in hidden for form in (part, unquote(part)) if part}, key=len, reverse=True
+        ):
+            text = text.replace(secret, "***")
+        return text
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return quote(_value(found), safe="")
 
 
 def _value(found: re.Match[str]) -> str:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rxllm.clock import Clock
+    from rxllm.errors import CallError
     from rxllm.events import StoreChanged
 
 __all__ = ["OutsideMeter"]
@@ -23,7 +24,7 @@ class OutsideMeter(Meter, Protocol):
         clock: Clock,
         *,
         wake: Callable[[], object],
-        fail: Callable[[Exception], object],
+        fail: Callable[[CallError], object],
         tell: Callable[[StoreChanged], object],
     ) -> None:
         """Live on the loop of `clock` from now on; called before anything is booked, and again for another loop.

@@ -127,3 +127,40 @@ def test_a_bucket_that_nothing_flows_into_is_never_ready() -> None:
     closed = TokenBucket(0, 60.0, burst=2)
     closed.book(2, 5.0)
     assert closed.ready_at(1, 5.0) == math.inf
+
+
+def test_a_margin_that_grows_takes_more_off_a_full_bucket() -> None:
+    for margin, available in ((0.0, 7.5), (1.0, 7.0), (100.0, 6.0)):
+        bucket = TokenBucket(8, 8.0, margin=0.5)
+        bucket.widen(100.0)
+        bucket.widen(margin)
+        bucket.book(0, 100.0)
+        assert bucket.available(100.0) == available
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 4), costs), max_size=30),
+    st.lists(st.tuples(st.floats(0, 4), costs), min_size=1, max_size=9),
+)
+def test_another_bucket_goes_on_where_one_stopped(
+    before: list[tuple[float, float]], after: list[tuple[float, float]]
+) -> None:
+    first, second, now = TokenBucket(10, 8.0, margin=0.5), TokenBucket(10, 8.0, margin=0.5), 0.0
+    for wait, cost in before:
+        now += wait
+        ticket = first.book(cost, now)
+        assert first.entries(now) == [first.entry(ticket[0])] == [first.entry(first.newest)]
+    second.restore(first.entries(now), now)
+    for wait, cost in after:
+        now += wait
+        assert second.available(now) == pytest.approx(first.available(now), abs=1e-9)
+        first.book(cost, now)
+        second.book(cost, now)
+
+
+def test_what_was_missing_is_missing_from_another_limit_too() -> None:
+    first, second = TokenBucket(8, 8.0), TokenBucket(4, 8.0)
+    first.book(3, 100.0)
+    second.restore(first.entries(100.0), 100.0)
+    assert second.available(100.0) == 1
+    assert second.available(102.0) == 2

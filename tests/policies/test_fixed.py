@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rxllm.policies.fixed import FixedWindow
+from rxllm.policies.fixed import EDGE, FixedWindow
 from rxllm.policies.sliding import SlidingLog
 
 LIMIT, PER = 10, 8.0
@@ -109,3 +109,45 @@ def test_a_booking_counts_until_the_next_edge_and_never_longer_than_a_window(
         assert expiry is not None
         assert now < expiry <= now + per + math.ulp(now + per)
         assert expiry == pytest.approx(now + reset, abs=0.0011) or reset < 0.002
+
+
+def test_a_margin_that_grows_counts_for_the_way_over_an_edge() -> None:
+    fixed = FixedWindow(LIMIT, PER, margin=0.25)
+    fixed.rebase(LIMIT, 2.5, 100.0, sent=100.0)
+    fixed.book(4, 102.0)  # it may arrive until 102.25, and then with 0.75 until 102.75
+    assert fixed.ready_at(LIMIT, 102.0) == pytest.approx(102.5, abs=0.001)
+    fixed.widen(0.75)
+    assert fixed.ready_at(LIMIT, 102.0) == pytest.approx(110.5, abs=0.001)
+    fixed.widen(0.0)
+    assert fixed.ready_at(LIMIT, 102.0) == pytest.approx(102.5, abs=0.001)
+
+
+@given(gaps, gaps, st.none() | st.floats(0.01, 7.9))
+def test_another_meter_goes_on_where_one_stopped_and_knows_the_edge(
+    before: list[tuple[float, int]], after: list[tuple[float, int]], edge: float | None
+) -> None:
+    first, second, now = FixedWindow(LIMIT, PER, margin=0.5), FixedWindow(LIMIT, PER, margin=0.5), 100.0
+    if edge is not None:
+        first.rebase(LIMIT, edge, now, sent=now)
+    for gap, cost in before:
+        now += gap
+        first.book(cost, now)
+    entries = first.entries(now)
+    known = first.entry(EDGE)
+    assert ([entry for entry in entries if entry.slot == EDGE] == [known]) == (known is not None)
+    second.restore(entries, now)
+    for gap, cost in after:
+        now += gap
+        assert second.available(now) == first.available(now)
+        assert second.ready_at(cost, now) == first.ready_at(cost, now)
+        first.book(cost, now)
+        second.book(cost, now)
+
+
+def test_the_edge_is_unknown_until_a_statement_tells_it() -> None:
+    fixed = FixedWindow(LIMIT, PER)
+    assert fixed.entry(EDGE) is None
+    fixed.rebase(LIMIT, 2.5, 100.0, sent=100.0)
+    edge = fixed.entry(EDGE)
+    assert edge is not None
+    assert edge == (EDGE, 102.499, pytest.approx(0.001), 100.0)

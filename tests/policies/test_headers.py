@@ -143,6 +143,31 @@ def test_anthropic_rounds_tokens_and_the_least_is_told() -> None:
     assert Truth(unit="tokens").least is None
 
 
+TIMES: list[tuple[str, dict[str, str], float | None, int]] = [
+    ("OpenAI", {"openai-processing-ms": "412"}, 0.412, 0),
+    ("Envoy", {"X-Envoy-Upstream-Service-Time": "7"}, 0.007, 0),
+    ("TGI", {"x-total-time": "111"}, 0.111, 0),
+    ("nothing-at-all", {"openai-processing-ms": "0"}, 0.0, 0),
+    ("the-nearest-server", {"openai-processing-ms": "412", "x-envoy-upstream-service-time": "419"}, 0.419, 0),
+    ("the-nearest-server-first", {"x-envoy-upstream-service-time": "419", "openai-processing-ms": "412"}, 0.419, 0),
+    ("the-one-that-can-be-read", {"openai-processing-ms": "soon", "x-total-time": "9"}, 0.009, 1),
+    ("unknown", {"openai-processing-ms": "-1"}, None, 0),
+    ("malformed", {"openai-processing-ms": "nan", "x-total-time": ""}, None, 2),
+    ("passed-on-by-litellm", {"llm_provider-openai-processing-ms": "412"}, None, 0),
+    ("everybodys-own", {"server-timing": "total;dur=412"}, None, 0),
+]
+
+
+@pytest.mark.parametrize(("headers", "processing", "malformed"), [e[1:] for e in TIMES], ids=[e[0] for e in TIMES])
+def test_the_time_that_the_server_worked_is_read(
+    headers: dict[str, str], processing: float | None, malformed: int
+) -> None:
+    limits = read_limits(headers, NOW)
+    assert limits == Limits((), malformed, processing)
+    both = read_limits({**headers, "x-ratelimit-limit-tokens": "5"}, NOW)
+    assert both == Limits((Truth(unit="tokens", limit=5.0),), malformed, processing)
+
+
 def test_without_such_headers_there_is_nothing() -> None:
     for headers in ({}, {"retry-after": "3", "x-ratelimit-limit": "5", "ratelimit-limit": "9"}):
         assert read_limits(headers, NOW) == Limits((), 0)
@@ -154,7 +179,9 @@ def test_the_plans_that_are_remembered_are_bounded() -> None:
         assert len(module._plans) <= PLANS
 
 
-NAMES = sorted({name for _, headers, *_ in EXAMPLES for name in headers} | {"RateLimit", "ratelimit-policy", "date"})
+NAMES = sorted(
+    {name for _, headers, *_ in (*EXAMPLES, *TIMES) for name in headers} | {"RateLimit", "ratelimit-policy", "date"}
+)
 VALUES = sorted({value for _, headers, *_ in EXAMPLES for value in headers.values()})
 junk = (
     st.sampled_from(VALUES)
@@ -172,6 +199,7 @@ junk = (
 def test_whatever_is_in_the_headers_it_is_read_or_counted(headers: Mapping[str, str], now: float) -> None:
     limits = read_limits(headers, now)
     assert 0 <= limits.malformed <= 6 * len(headers) + 12
+    assert limits.processing is None or 0 <= limits.processing < float("inf")
     for truth in limits.truths:
         assert truth.limit is None or 0 < truth.limit < float("inf")
         assert truth.remaining is None or 0 <= truth.remaining < float("inf")

@@ -229,3 +229,19 @@ def test_bounds_hold_for_decoded_values_too() -> None:
 def test_only_the_limit_is_given_by_position() -> None:
     with pytest.raises(ConfigError):
         Quota(5, 60.0)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("quota", "name"),
+    [
+        (Quota("500/minute"), "500 requests per 60 seconds"),
+        (Quota("500/minute", strategy="fixed"), "500 requests per 60 seconds (fixed)"),
+        (Quota("500/minute", strategy="bucket"), "500 requests per 60 seconds (bucket)"),
+        (Quota("500/minute", strategy="bucket", burst=10), "500 requests per 60 seconds (bucket of 10)"),
+        (Quota("5 usd/day", strategy="bucket", burst=0.5), "5 usd per 86400 seconds (bucket of 0.5)"),
+    ],
+)
+def test_a_name_tells_quotas_of_other_strategies_apart_and_the_text_still_reads_back(quota: Quota, name: str) -> None:
+    assert quota.name == name
+    again = Quota(str(quota))
+    assert (again.limit, again.per, again.unit) == (quota.limit, quota.per, quota.unit)

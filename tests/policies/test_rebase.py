@@ -269,3 +269,10 @@ def test_others_are_the_most_that_no_later_statement_contradicts(said: list[tupl
 
 def test_the_meters_are_what_the_strategies_name() -> None:
     assert [type(new(strategy)) for strategy in STRATEGIES] == [SlidingLog, FixedWindow, TokenBucket]
+
+
+def test_what_a_fixed_window_may_have_forgotten_is_not_counted_against_what_it_says() -> None:
+    window = FixedWindow(LIMIT, 8.0)
+    window.book(9, 1.75)  # the window ended at 3.0, and then others came
+    window.rebase(LIMIT - 9, 8.0, 8.25, sent=1.75)
+    assert window.available(10.25) == LIMIT - 9

@@ -303,3 +303,116 @@ def test_a_slot_expires_at_the_first_float_that_is_not_early(now: float, per: fl
     expiry = log.next_expiry(now)
     assert expiry is not None
     assert Fraction(math.nextafter(expiry, -math.inf)) < Fraction(now) + Fraction(per) <= Fraction(expiry)
+
+
+def test_a_margin_that_grows_counts_for_what_is_booked_and_ends_at_a_quarter_of_the_window() -> None:
+    log = SlidingLog(1, 8.0, margin=0.5)
+    log.book(1, 0.0)
+    ready = []
+    for margin in (0.25, 1.0, 100.0, 0.75, 0.0):
+        log.widen(margin)
+        assert not log.fits(1, math.nextafter(log.ready_at(1, 0.0), 0.0))
+        ready.append(log.ready_at(1, 0.0))
+    assert ready == [8.5, 9.0, 10.0, 8.75, 8.5]
+    assert log.fits(1, 8.5)
+    assert not SlidingLog(1, 8.0, margin=3.0).fits(2, 0.0)
+
+
+@pytest.mark.parametrize("slots", [4, 5, 12])
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.01, 0.05, 0.1, 0.3, 1.0]), st.none() | st.floats(0, 3)),
+        min_size=1,
+        max_size=80,
+    )
+)
+def test_whatever_the_margin_becomes_the_ring_holds_and_nothing_is_free_early(
+    slots: int, steps: list[tuple[float, float | None]]
+) -> None:
+    log, now, margin = SlidingLog(1e6, 8.0, margin=0.5, slots=slots), 0.0, 0.5
+    live: list[float] = []  # what is over once does not come back
+    for step, wider in steps:
+        now += step * 8.0
+        live = [start for start in live if now - start < 8.0 + margin]
+        if wider is not None:
+            log.widen(wider)
+            margin = max(0.5, min(wider, 2.0))
+            live = [start for start in live if now - start < 8.0 + margin]
+        log.book(1, now)
+        live.append(now)
+        assert log._next - log._head <= slots
+        for at in (now, now + 4.0, now + 8.5):
+            counted = 1e6 - log.available(at)
+            assert counted >= sum(at - start < 8.0 + margin - 1e-9 for start in live)
+        assert log.booked(now) == 1e6 - log.available(now)
+    assert log.fits(1e6, now + 8.0 + margin + 1e-9)
+
+
+def test_a_ring_that_was_full_when_the_margin_grew_books_into_the_newest_slot_until_one_is_free() -> None:
+    log = SlidingLog(100, 8.0, slots=4)
+    for now in (0.0, 3.9, 4.001, 8.0, 8.002):  # two share a slot: a grain is 4
+        log.book(1, now)
+    log.widen(2.0)
+    for now, slots in ((12.0, 3), (12.003, 4), (13.0, 4), (13.5, 4), (14.0, 4)):
+        log.book(1, now)
+        assert log._next - log._head == slots
+        log._close = -math.inf  # as if many slots lay within the window
+    assert log._next == 5
+    assert log.available(23.4) == 96  # those of 12.003, 13 and 13.5 are over together, and then that of 14
+    assert log.available(23.5) == 99
+
+
+def test_a_margin_that_grows_makes_the_slots_longer_so_that_they_are_enough() -> None:
+    log = SlidingLog(1e6, 8.0, slots=12)
+    log.widen(2.0)
+    starts = [n / 64 for n in range(64 * 30)]
+    for now in starts:
+        log.book(1, now)
+        assert 1e6 - log.available(now) <= sum(
+            now - start < 10.0 * (1 + 1.001 / 10) for start in starts if start <= now
+        )
+
+
+def test_slots_that_were_made_for_a_wider_margin_are_not_counted_as_shorter() -> None:
+    log = SlidingLog(LIMIT, 8.0, slots=6)
+    log.widen(2.0)  # a grain is 2.5 seconds
+    log.book(4, 100.0)
+    log.book(4, 102.4)  # in the same slot
+    log.widen(0.0)
+    log.rebase(LIMIT - 8, None, 108.3, sent=108.3)  # the first four may be gone there: so eight may be of others
+    assert log.available(108.3) == LIMIT - 16
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.tuples(st.floats(0, 4), st.integers(0, 9)), max_size=30),
+    st.lists(st.tuples(st.floats(0, 4), st.integers(0, 9)), max_size=20),
+    st.integers(4, 12),
+)
+def test_another_log_goes_on_where_one_stopped(
+    before: list[tuple[float, int]], after: list[tuple[float, int]], slots: int
+) -> None:
+    first, second = (SlidingLog(LIMIT, 8.0, margin=0.5, slots=slots) for _ in range(2))
+    now = 0.0
+    for wait, cost in before:
+        now += wait
+        first.book(cost, now)
+    assert [first.entry(entry.slot) for entry in first.entries(now)] == first.entries(now)
+    second.restore(first.entries(now), now)
+    for wait, cost in after:
+        now += wait
+        assert second.available(now) == first.available(now)
+        assert second.ready_at(cost, now) == first.ready_at(cost, now)
+        first.book(cost, now)
+        second.book(cost, now)
+
+
+def test_a_slot_that_has_expired_has_no_entry() -> None:
+    log = SlidingLog(10, 8.0)
+    slot, _ = log.book(1, 0.0)
+    assert log.entry(slot) == (0, 0.0, 1.0, log._close)
+    assert log.newest == slot
+    assert log.entries(8.0) == []
+    assert log.entry(slot) is None
+    assert log.entry(slot + 1) is None
