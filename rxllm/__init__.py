@@ -2,7 +2,7 @@
 
 import logging
 
-from rxllm import errors, operators, policies
+from rxllm import errors, events, operators, policies
 from rxllm.client import OpenAI, function
 from rxllm.gate import Gate
 from rxllm.messages import Attempt, Chunk, Outcome, Reply, Request, Secret, Usage, chat
@@ -32,6 +32,7 @@ __all__ = [
     "chat",
     "collect",
     "errors",
+    "events",
     "from_async_iterable",
     "from_iterable",
     "from_jsonl",

@@ -28,6 +28,7 @@ from rxllm.errors import (
 )
 from rxllm.messages import Reply, Request, Secret
 from rxllm.policies.accounting import Accounting, accounting_of
+from rxllm.policies.headers import NOTHING as NOTHING_SAID
 from rxllm.policies.headers import read_limits
 from rxllm.policies.timeouts import Timeouts
 from rxllm.providers.base import parsed
@@ -116,6 +117,9 @@ class OpenAI(Closing):
         accounting: how the server counts tokens when it admits a request, an `Accounting` or a name in
             `policies.ACCOUNTING`; None: "openai" at its own address, else "generic".
         transport: what moves the bytes; None: HTTP to `base_url`.
+        count_tokens: request -> the tokens of its prompt, for a gate that counts tokens: a tokenizer of yours. It is
+            called in the loop, for each try and again for some replies. What it raises or returns amiss fails that
+            request. None: an estimate from the prompt's size, which replies calibrate. The output is estimated anyway.
 
     Raises:
         ConfigError: no key, or an argument of another kind.
@@ -136,10 +140,11 @@ class OpenAI(Closing):
         api_key_env: str = "OPENAI_API_KEY",
         transport: Transport | None = None,
         accounting: Accounting | str | None = None,
+        count_tokens: Callable[[Request], float] | None = None,
     ) -> None:
         if accounting is None:
             accounting = "openai" if base_url == OPENAI_URL else "generic"
-        self._provider = OpenAIProvider(model, accounting=accounting_of(accounting))
+        self._provider = OpenAIProvider(model, accounting=accounting_of(accounting), count_tokens=count_tokens)
         self._base_url = base_url
         self._env = None if api_key is not None else api_key_env
         self._key = _key(api_key, api_key_env)
@@ -161,6 +166,7 @@ class OpenAI(Closing):
             self._env,
             self._given,
             self._provider.accounting,
+            self._provider.count_tokens,
         )
 
     def send(self, request: Request, *, timeouts: Timeouts = Timeouts()) -> Observable[Reply[str]]:  # noqa: B008  frozen
@@ -182,7 +188,7 @@ class OpenAI(Closing):
             raise
         status, headers, answer = await self._transport.post(path, body, timeouts)
         limits = read_limits(headers, wall())
-        says = limits.truths or limits.malformed
+        says = limits is not NOTHING_SAID
         try:
             reply = provider.decode(request, status, headers, answer)
         except CallError as error:
@@ -222,11 +228,15 @@ class OpenAI(Closing):
         return DecodeError("the answer cannot be understood", status)
 
     def cost(self, request: Request) -> Mapping[str, float]:
-        """Return what `request` will probably use, by unit; from the first on, replies calibrate it."""
+        """Return what `request` will probably use, by unit; from the first on, replies calibrate it.
+
+        Raises:
+            ConfigError: `count_tokens` raised something, or returned what is no number of tokens.
+        """
         return self._provider.cost(request)
 
     def statistics(self) -> TokenErrors:
-        """Return how well the estimates of tokens have met what the replies then used."""
+        """Return how well the estimates of tokens, or your counts of the input, have met what the replies then used."""
         return self._provider.tokens.errors()
 
     def wrap(self, item: Any) -> Request:
@@ -273,8 +283,9 @@ def _unpickled(  # noqa: PLR0917  pickles give arguments by position
     env: str,
     transport: Transport | None,
     accounting: Accounting,
+    count_tokens: Callable[[Request], float] | None,
 ) -> OpenAI:
-    return kind(model, base_url, api_key_env=env, transport=transport, accounting=accounting)
+    return kind(model, base_url, api_key_env=env, transport=transport, accounting=accounting, count_tokens=count_tokens)
 
 
 class Sending(Stream[Reply[T]]):

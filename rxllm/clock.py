@@ -69,6 +69,10 @@ class Clock(Protocol):
         """Say whether the caller already runs where the pipeline lives."""
         ...
 
+    def is_over(self) -> bool:
+        """Say whether nothing will ever run here again."""
+        ...
+
 
 class Alarm:
     """One of many timers of the same length."""
@@ -201,6 +205,10 @@ class LoopClock:
         except RuntimeError:
             return False
 
+    def is_over(self) -> bool:
+        """Say whether the loop is closed."""
+        return self._loop.is_closed()
+
 
 class _VirtualClock:
     """Virtual time of reactivex (TestScheduler, HistoricalScheduler): slower than ours, for tests that are on it."""
@@ -237,6 +245,9 @@ class _VirtualClock:
 
     def is_here(self) -> bool:
         return True
+
+    def is_over(self) -> bool:
+        return False
 
 
 class _Scheduled:

@@ -2,11 +2,13 @@
 
     RxllmError
       ConfigError                 wrong arguments, wrong use: a bug to fix, never tried again
-      CallError                   one request went wrong             transient   refusal
+      CallError                   one request went wrong             transient   refusal   halts
         AuthError                 401, 403: the key is not accepted
         BillingError              402, 429 for an empty balance
         RateLimitedError          429: too much for now                 yes        yes
         OverloadedError           529, or 503 that says so: too busy    yes        yes
+        QuotaExhaustedError       a quota of ours that is not waited for                    yes
+        StoreError                where a quota is shared is silent                         yes
         ServerError               >= 500: the server's own fault        yes
         TimeoutError              no answer in time; see `phase`        yes (not at the deadline)
         ConnectionError           unreachable, or cut off               yes
@@ -21,8 +23,9 @@
         NotReadyError             425: still loading, not there yet     yes
 
 The class says what happened; `transient` says what to do: try again, or not. A `refusal` costs the server
-nothing, so it does not use up a try. Both are attributes of each error: one may differ from its class, where
-the server says so.
+nothing, so it does not use up a try. What `halts` is about the whole stream: nothing is pulled any more, what
+is on the wire ends as it does, and then the stream ends with this error. All three are attributes of each
+error: one may differ from its class, where the server says so.
 
 `TimeoutError` and `ConnectionError` are not the builtins of these names, as in `requests` and `redis`: import
 the module.
@@ -47,9 +50,11 @@ __all__ = [
     "NotReadyError",
     "OverloadedError",
     "Phase",
+    "QuotaExhaustedError",
     "RateLimitedError",
     "RxllmError",
     "ServerError",
+    "StoreError",
     "TimeoutError",
     "UnsupportedError",
     "ValidationError",
@@ -67,6 +72,8 @@ _BODY_LENGTH = 500  # characters: enough to see what a server says, small enough
 
 class RxllmError(Exception):
     """The base of every error of this package."""
+
+    halts: bool = False  # True: nothing more can come of the stream: it ends after those on the wire
 
 
 class ConfigError(RxllmError):
@@ -138,6 +145,23 @@ class OverloadedError(CallError):
 
     transient = True
     refusal = True
+
+
+class QuotaExhaustedError(CallError):
+    """A quota with `on_exhausted="fail"` has no room; `retry_after` is when it has, in seconds, if that is known.
+
+    >>> error = QuotaExhaustedError("the quota 200 requests per 86400 seconds is used up", retry_after=3600.0)
+    >>> error.halts, error.transient
+    (True, False)
+    """
+
+    halts = True
+
+
+class StoreError(CallError):
+    """The store of a shared quota does not answer."""
+
+    halts = True
 
 
 class ServerError(CallError):

@@ -4,7 +4,8 @@
                                ▲ one timer, one look at all limits, no await in between
 
 Admission is one synchronous step: it looks at every limit, and books in all or in none. What a try costs in the end is
-decided when its lease is settled, by how it ended (`policies.accounting`).
+decided when its lease is settled, by how it ended (`policies.accounting`). `policies.ledger` keeps the quotas, and
+`policies.line` says who is next.
 
 What may let others start (an attempt ends, the first in the queue leaves, a setting changes) is looked at in the next
 turn of the loop, once for all of it: a pipeline that is disposed takes its own out of the queue before any of them gets
@@ -16,18 +17,18 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import sys
-from bisect import insort
-from collections import deque
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, cast
 
 import msgspec
+from reactivex import Observable, Subject
 
-from rxllm.errors import CallError, ConfigError, InvalidRequestError, check_number
+from rxllm.errors import CallError, ConfigError, check_number, check_text
+from rxllm.events import Admitted, Ended, Event, Learned, Paused, Resumed, SettingChanged, Suspended
 from rxllm.policies.accounting import GENERIC, Accounting, Ending, accounting_of
-from rxllm.policies.headers import Limits, Truth
+from rxllm.policies.ledger import Ledger, QuotaStatistics
+from rxllm.policies.line import Line, Lines
 from rxllm.policies.meters import Meter, meter
-from rxllm.policies.pace import Pace, PaceTicket
+from rxllm.policies.opening import Opening
 from rxllm.policies.quota import Quota, parse_quotas
 from rxllm.policies.ramp import Ramp
 from rxllm.policies.sliding import Ticket
@@ -37,29 +38,29 @@ if TYPE_CHECKING:
 
     from rxllm.clock import Clock, Handle
     from rxllm.messages import Usage
+    from rxllm.policies.headers import Limits
+    from rxllm.policies.pace import PaceTicket
+    from rxllm.stores.base import OutsideMeter
 
-__all__ = ["Explanation", "Gate", "GateStatistics", "Lease", "QuotaStatistics", "Waiter"]
+__all__ = ["Explanation", "Gate", "GateStatistics", "Lane", "LaneStatistics", "Lease", "Waiter", "lane_of"]
 
 PASSES = 32  # how many later ones may go before one that does not fit
-UNPAID = ("unsent", "refused")  # what may cost less than was reserved although the provider says nothing
 LOOK = 32  # how many of those behind it are looked at for one that does
 LEAST = 0.001  # seconds: no timer is armed for less
-LONGEST_PAUSE = 2.0  # seconds that one refusal's hint may close the gate for all
-NUMBERS = frozenset({float, int})
 WINDOW = 256  # requests in progress per pipeline when the gate has no concurrency limit
-LONG = 60.0  # seconds: a longer wait for a quota is worth a line in the log
-LEARNED = frozenset({"requests", "tokens", "input_tokens", "output_tokens"})  # units of which costs are known
+LONG = 60.0  # seconds: a longer wait for a quota suspends
 
 _arrivals = itertools.count(1)
 _log = logging.getLogger("rxllm.gate")
 
 
-class QuotaStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """How full one quota is."""
+class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What one class of attempts does."""
 
-    quota: Quota
-    available: float  # in its unit; below zero it is a debt
-    learned: bool  # from the headers of replies: nobody stated it
+    name: str
+    weight: float
+    waiting: int
+    admitted: int
 
 
 class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,9 +73,11 @@ class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
     admitted: int
     refused: int
     quotas: tuple[QuotaStatistics, ...]
+    lanes: tuple[LaneStatistics, ...]
     waited: dict[str, float]  # seconds in which the first in the queue waited, by what it waited for
     malformed: int  # limit headers of replies that could not be understood
     resumes_in: float | None  # seconds until the next look while a quota is used up; None: none is
+    suspended: float  # seconds in which nothing could start for more than a minute
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,12 +138,19 @@ class Applicant(Protocol):
 class Waiter:
     """One attempt in the queue."""
 
-    __slots__ = ("amounts", "applicant", "arrival", "before", "gate", "passed", "since", "stuck")
+    __slots__ = ("amounts", "applicant", "arrival", "before", "gate", "line", "passed", "since", "stuck")
 
-    def __init__(
-        self, gate: Gate, arrival: int, amounts: tuple[float, ...], applicant: Applicant, since: float
+    def __init__(  # noqa: PLR0917  made by the gate alone
+        self,
+        gate: Gate,
+        line: Line[Waiter],
+        arrival: int,
+        amounts: tuple[float, ...],
+        applicant: Applicant,
+        since: float,
     ) -> None:
         self.gate = gate
+        self.line = line
         self.arrival = arrival
         self.amounts = amounts
         self.applicant: Applicant | None = applicant  # None: cancelled, or admitted
@@ -157,6 +167,47 @@ class Waiter:
         if self.applicant is not None:
             self.applicant = None
             self.gate.cancelled(self)
+
+
+class Lane:
+    """One class of attempts at a gate: give it to a pipeline instead of the gate. `Gate.lane` makes it."""
+
+    __slots__ = ("gate", "line")
+
+    def __init__(self, gate: Gate, line: Line[Waiter]) -> None:
+        self.gate = gate
+        self.line = line
+
+    def __repr__(self) -> str:
+        return f"{self.gate!r}.lane({self.name!r}, weight={self.weight:g})"
+
+    def __reduce__(self) -> tuple[Callable[..., Lane], tuple[object, ...]]:
+        """Pickle the configuration, never the state."""
+        return _rebuild_lane, (self.gate, self.name, self.weight)
+
+    @property
+    def name(self) -> str:
+        """What the class is called."""
+        return self.line.name
+
+    @property
+    def weight(self) -> float:
+        """Its share, in proportion to the weights of the others that wait."""
+        return self.line.weight
+
+
+def lane_of(gate: object) -> Lane:
+    """Return the lane that a pipeline enters by: that of a gate for all who name none.
+
+    Raises:
+        ConfigError: it is neither a gate nor a lane.
+    """
+    if isinstance(gate, Gate):
+        return gate.main
+    if isinstance(gate, Lane):
+        return gate
+    msg = f"gate must be a Gate, got {gate!r}"
+    raise ConfigError(msg)
 
 
 class Gate:
@@ -199,39 +250,20 @@ class Gate:
         headers: bool = True,
         ramp: Ramp | None = None,
     ) -> None:
-        check_number("concurrency", concurrency, least=1, integer=True, optional=True)
-        check_number("rate", rate, above=0, optional=True)
         check_number("share", share, above=0, most=1)
         self._given = _read(quotas)
         self._share = share
         self._accounting = accounting_of(accounting)
-        self._quotas = tuple(
-            _part(counted, share) for quota in self._given for counted in self._accounting.quotas(quota)
-        )
         self._heeds = headers is True
         if headers is not True and headers is not False:
             msg = f"headers must be True or False, got {headers!r}"
             raise ConfigError(msg)
-        self._stated = len(self._quotas)  # those after them were learned from headers
-        self._matches: dict[tuple[str, float | None], int | None] = {}  # what a header says -> which quota it is about
-        self._units = tuple(quota.unit for quota in self._quotas)
-        self._names = tuple(str(quota) for quota in self._quotas)
-        self._meters: tuple[Meter, ...] = tuple(meter(quota) for quota in self._quotas)
-        self._limit = concurrency
-        self._pace = None if rate is None else Pace(rate, slack=LEAST)
-        self._rate = rate  # the stated one: a ramp has others on its way there
-        self._ramp = ramp
-        self._ramp_began: float | None = None
-        if ramp is not None and (not isinstance(ramp, Ramp) or self._full_rate() == math.inf):
-            msg = f"ramp must be a Ramp to a rate or to a quota of requests, got {ramp!r} and neither"
-            if not isinstance(ramp, Ramp):
-                msg = f"ramp must be a Ramp, got {ramp!r}"
-            raise ConfigError(msg)
-        self._pause_until = 0.0
+        self._ledger = Ledger(self._given, share=share, accounting=self._accounting, make=_meter)
+        self._opening = Opening(limit=concurrency, rate=rate, ramp=ramp, full=self._ledger.rate)
         self._clock: Clock | None = None
         self._now: Callable[[], float] = _at_zero
-        self._queue: deque[Waiter] = deque()  # by arrival; those that are gone stay until they are come to
-        self._waiting = 0  # those not gone
+        self._lines: Lines[Waiter] = Lines()
+        self.main = Lane(self, self._lines.open("main", 1.0))
         self._in_flight = 0
         self._admitted = 0
         self._refused = 0
@@ -244,59 +276,97 @@ class Gate:
         self._noted = 0.0  # up to when that is counted
         self._waited: dict[str, float] = {}
         self._spent: dict[str, float] = {}  # seconds of attempts, by what they went to
-        self._malformed = 0
-        self._suspended = 0.0  # until when a log line has said that nothing starts
+        self._suspended: float | None = None  # since when nothing starts, because a quota is used up
+        self._suspended_for = 0.0  # seconds, before that
+        self._events: Subject[Event] = Subject()
         self._closed = False
 
     def __repr__(self) -> str:
-        parts = [repr(name) for name in self._names[: self._stated]]
-        if self._limit is not None:
-            parts.append(f"concurrency={self._limit}")
-        if self._pace is not None:
-            parts.append(f"rate={self._pace.rate:g}")
+        parts = [repr(name) for name in self._ledger.names[: self._ledger.stated]]
+        opening = self._opening
+        if opening.limit is not None:
+            parts.append(f"concurrency={opening.limit}")
+        if opening.pace is not None:
+            parts.append(f"rate={opening.pace.rate:g}")
         return f"Gate({', '.join(parts)})"
 
     def __reduce__(self) -> tuple[Callable[..., Gate], tuple[object, ...]]:
         """Pickle the configuration, never the state."""
-        given = (self._given, self._limit, self._rate, self._share, self._accounting, self._heeds, self._ramp)
-        return _rebuild, given
+        opening = self._opening
+        setting = (opening.limit, opening.rate, self._share, self._accounting, self._heeds, opening.ramp)
+        return _rebuild, (self._given, *setting)
 
     # for users
 
     @property
     def limit(self) -> int | None:
         """Attempts on the wire at a time."""
-        return self._limit
+        return self._opening.limit
 
     @property
     def window(self) -> int:
         """Requests that a pipeline keeps in progress through this gate, waiting too: twice the limit and 32."""
-        return WINDOW if self._limit is None else 2 * self._limit + 32
+        limit = self._opening.limit
+        return WINDOW if limit is None else 2 * limit + 32
 
-    def set(self, *, limit: int | None = None, rate: float | None = None) -> None:
+    @property
+    def events(self) -> Observable[Event]:
+        """What happens here, from now on, as `rxllm.events`; completes when the gate is closed.
+
+        They come where the pipelines live: on their loop. Nothing is made or kept for those that nobody subscribes to.
+        """
+        return self._events
+
+    def lane(self, name: str, *, weight: float = 1.0) -> Lane:
+        """Return a lane for one class of attempts, to be given to a pipeline instead of the gate.
+
+        Lanes in which somebody waits share what the gate admits in proportion to their weights, by what the attempts
+        take of the scarcest quota. A lane that is empty leaves its share to the others. The same name is the same lane,
+        with the weight of the last call; the gate itself is the lane "main", of weight 1.
+
+        Args:
+            name: what the class is called.
+            weight: its share, above 0.
+
+        Raises:
+            ConfigError: an argument out of range.
+
+        Example:
+            >>> gate = Gate("500 requests/minute")
+            >>> gate.lane("grader", weight=3)
+            Gate('500 requests per 60 seconds').lane('grader', weight=3)
+        """
+        check_text("name", name)
+        check_number("weight", weight, above=0)
+        return Lane(self, self._lines.open(name, weight))
+
+    def set(self, *, limit: int | None = None, rate: float | None = None, reason: str = "set") -> None:
         """Change the concurrency limit or the pace while running; from any thread. None leaves as it is.
 
-        After a cut nothing starts until fewer than the new limit are on the wire.
+        After a cut nothing starts until fewer than the new limit are on the wire. `reason` goes into the event.
 
         Raises:
             ConfigError: a value out of range.
         """
-        check_number("limit", limit, least=1, integer=True, optional=True)
-        check_number("rate", rate, above=0, optional=True)
-        if limit is not None:
-            self._limit = limit
-        if rate is not None:
-            self._rate = rate
-            if self._pace is None:
-                self._pace = Pace(rate, slack=LEAST)
-            else:
-                self._pace.rate = rate
-        self._here(self._wake)
+        opening = self._opening
+        opening.set(limit=limit, rate=rate)
+        if limit is not None or rate is not None:
+            event = SettingChanged(at=self._now(), limit=opening.limit, rate=opening.rate, reason=reason)
+            self._here(lambda: self._changed(event))
+
+    def _changed(self, event: SettingChanged) -> None:
+        self._wake()
+        self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        """Say what happened to those who want to know."""
+        if self._events.observers:
+            self._events.on_next(event)
 
     def _here(self, action: Callable[[], None]) -> None:
         """Call `action` where those who wait are."""
         clock = self._clock
-        if clock is None or clock.is_here():
+        if clock is None or clock.is_here() or clock.is_over():
             action()
         else:
             clock.post(action)
@@ -304,39 +374,41 @@ class Gate:
     def statistics(self) -> GateStatistics:
         """Return what the gate does now, and what it has done; from any thread."""
         now = self._now()
+        lines, opening = self._lines, self._opening
         waited = self._waited.copy()
         if self._reason is not None:
             waited[self._reason] = waited.get(self._reason, 0.0) + now - self._noted
         return GateStatistics(
-            limit=self._limit,
-            rate=None if self._pace is None else self._pace.rate,
+            limit=opening.limit,
+            rate=None if opening.pace is None else opening.pace.rate,
             in_flight=self._in_flight,
-            waiting=self._waiting,
+            waiting=lines.waiting,
             admitted=self._admitted,
             refused=self._refused,
-            quotas=tuple(
-                QuotaStatistics(quota=quota, available=gauge.available(now), learned=number >= self._stated)
-                for number, (quota, gauge) in enumerate(zip(self._quotas, self._meters, strict=True))
+            quotas=self._ledger.statistics(now),
+            lanes=tuple(
+                LaneStatistics(name=line.name, weight=line.weight, waiting=line.waiting, admitted=line.started)
+                for line in lines
             ),
             waited=waited,
-            malformed=self._malformed,
-            resumes_in=max(0.0, self._due - now) if self._timer is not None and self._reason in self._names else None,
+            malformed=self._ledger.malformed,
+            resumes_in=max(0.0, self._due - now)
+            if self._timer is not None and self._reason in self._ledger.names
+            else None,
+            suspended=self.suspended(),
         )
 
     def explain(self) -> Explanation:
         """Return where the time of the attempts went, and what limits them now; `print` it."""
         now = self._now()
-        fill = {
-            name: 1.0 - gauge.available(now) / gauge.limit if gauge.limit else 1.0
-            for name, gauge in zip(self._names, self._meters, strict=True)
-        }
+        fill = self._ledger.fill(now)
         reason = self._reason
         if reason is None:
             binding = "nothing here: nobody waits" if self._in_flight else "nothing: nothing is asked for"
         elif reason in fill:
             binding = f"{reason}: {fill[reason]:.0%}"
         elif reason == "concurrency":
-            binding = f"concurrency: {self._in_flight} of {self._limit} on the wire"
+            binding = f"concurrency: {self._in_flight} of {self._opening.limit} on the wire"
         else:
             binding = reason
         return Explanation(binding=binding, seconds=self._spent.copy(), fill=fill)
@@ -344,24 +416,32 @@ class Gate:
     def close(self) -> None:
         """Admit nothing any more. Attempts on the wire end as they do; those that wait get a `ConfigError`."""
         self._closed = True
-        self._here(self._turn_away)
+        self._here(self._end)
 
-    def _turn_away(self) -> None:
+    def _end(self) -> None:
+        self._turn_away(self._is_closed())
+        for gauge in self._outside():
+            gauge.close()
+        self._events.on_completed()
+
+    def _turn_away(self, error: CallError | ConfigError) -> None:
+        """Give all that wait `error`."""
+        waiters = self._lines.all()
         try:
-            while self._waiting:
-                waiter = self._queue.popleft()
-                applicant, waiter.applicant = waiter.applicant, None
-                if applicant is not None:
-                    self._waiting -= 1
-                    applicant.turned_away(self._is_closed())
-        except BaseException:
-            self._clock_in_use().call_soon(
-                self._turn_away
-            )  # a callback of one pipeline raised: the others learn it too
+            while waiters:
+                self._refuse(waiters.pop(0), error)
+        except BaseException:  # a callback of one pipeline raised: the others learn it too
+            self._clock_in_use().call_soon(lambda: self._turn_away(error))
             raise
         finally:
-            if not self._waiting:
+            if not self._lines.waiting:
                 self._rest()
+
+    def _refuse(self, waiter: Waiter, error: CallError | ConfigError) -> None:
+        applicant, waiter.applicant = waiter.applicant, None
+        if applicant is not None:
+            self._lines.left(waiter.line)
+            applicant.turned_away(error)
 
     def __enter__(self) -> Self:
         """Return the gate; it closes at the end of the block."""
@@ -376,34 +456,24 @@ class Gate:
     @property
     def units(self) -> tuple[str, ...]:
         """What the quotas count."""
-        return self._units
+        return self._ledger.units
 
     def amounts(self, cost: Mapping[str, float]) -> tuple[float, ...]:
-        """Return what `cost` (unit -> amount; one request unless it says otherwise) takes of each quota.
+        """Return what `cost` takes of each quota; see `Ledger.amounts`, also for what it raises."""
+        return self._ledger.amounts(cost)
 
-        Raises:
-            ConfigError: a quota counts a unit that the cost does not name, so it could not be kept; or a bad amount.
-            InvalidRequestError: more than a quota can ever admit.
-        """
-        found: list[float] = []
-        for unit, gauge, name in zip(self._units, self._meters, self._names):  # noqa: B905  made together; this is hot
-            amount = cost.get(unit, 1.0 if unit == "requests" else None if len(found) < self._stated else 0.0)
-            if amount is not None and type(amount) in NUMBERS and amount >= 0 and not gauge.too_large(amount):
-                found.append(amount)
-                continue
-            if amount is None:
-                msg = f"the quota {name} counts {unit}, and the cost names only {', '.join(cost) or 'nothing'}"
-                raise ConfigError(msg)
-            if type(amount) not in NUMBERS or not 0 <= amount <= sys.float_info.max:
-                check_number(f"the cost in {unit}", amount, least=0)
-            if gauge.too_large(amount):
-                msg = f"needs {amount:,g} {unit}, and the quota {name} never admits more than {gauge.limit:,g}"
-                raise InvalidRequestError(msg)
-            found.append(amount)
-        return tuple(found)
+    def suspended(self) -> float:
+        """Return the seconds in which nothing could start for more than a minute, because a quota is used up."""
+        since = self._suspended
+        return self._suspended_for if since is None else self._suspended_for + self._now() - since
 
     def apply(
-        self, clock: Clock, amounts: tuple[float, ...], applicant: Applicant, arrival: int | None = None
+        self,
+        clock: Clock,
+        amounts: tuple[float, ...],
+        applicant: Applicant,
+        arrival: int | None = None,
+        lane: Lane | None = None,
     ) -> Waiter:
         """Return a waiter, which has its place in the queue when it is given to `enter`.
 
@@ -412,6 +482,7 @@ class Gate:
             amounts: what `amounts(cost)` returned.
             applicant: takes the lease.
             arrival: the place in the queue that an earlier waiter of the same request had (`waiter.arrival`).
+            lane: the class that it belongs to.
 
         Raises:
             ConfigError: closed; or in use on another loop.
@@ -420,34 +491,31 @@ class Gate:
             self._bind(clock)
         if self._closed:
             raise self._is_closed()
-        return Waiter(self, next(_arrivals) if arrival is None else arrival, amounts, applicant, clock.seconds())
+        line = self.main.line if lane is None else lane.line
+        return Waiter(self, line, next(_arrivals) if arrival is None else arrival, amounts, applicant, clock.seconds())
 
     def enter(self, waiter: Waiter) -> None:
         """Wait for admission: `waiter.applicant.admitted(lease)` is called once, perhaps before this returns."""
         now = waiter.since
-        if not self._waiting and not self._pumping:
-            reason = self._held_back(now)
+        lines = self._lines
+        if not lines.waiting and not self._pumping:
+            reason: str | None = self._opening.held(self._in_flight, now)
             if reason is None:
-                full = self._full(waiter.amounts, now)
+                full = self._ledger.full(waiter.amounts, now)
                 if full is None:
                     applicant, waiter.applicant = waiter.applicant, None
                     if applicant is not None:
-                        applicant.admitted(self._book(waiter.amounts, now))
+                        applicant.admitted(self._book(waiter, now))
                     return
-                reason = self._names[full]
+                reason = self._ledger.names[full]
             self._noted = now
             self._reason = reason
             self._passing = False
         else:
             self._note(now)
         waiter.before = self._waited.copy()
-        self._waiting += 1
-        queue = self._queue
-        if queue and waiter.arrival < queue[-1].arrival:
-            insort(queue, waiter)
-        else:
-            queue.append(waiter)
-        if queue[0] is waiter or (self._passing and (self._waiting <= LOOK + 1 or queue[-1] is not waiter)):
+        first = lines.enter(waiter.line, waiter)
+        if first or (self._passing and (lines.waiting <= LOOK + 1 or waiter.line.queue[-1] is not waiter)):
             self._wake()
 
     def settle(self, lease: Lease, ending: Ending, used: Mapping[str, float] | None) -> None:
@@ -460,16 +528,12 @@ class Gate:
         now = self._now()
         self._spent["network"] = self._spent.get("network", 0.0) + now - lease.at
         if lease.tickets:
-            rows = zip(self._units, self._meters, lease.amounts, lease.tickets)  # noqa: B905  made together; this is hot
-            for unit, gauge, amount, ticket in rows:
-                actual = None if used is None else used.get(unit)
-                if actual is not None or ending in UNPAID or self._accounting.cells:
-                    actual = self._accounting.charge(ending, unit, amount, actual)
-                    if actual != amount:
-                        gauge.settle(ticket, actual, now)
-        if ending == "unsent" and lease.start is not None and self._pace is not None:
-            self._pace.refund(lease.start)
-        if self._waiting:
+            self._ledger.settle(lease.amounts, lease.tickets, ending, used, now, sent=lease.at)
+        if self._events.observers:
+            self._tell(Ended(at=now, ending=ending, seconds=now - lease.at, in_flight=self._in_flight))
+        if ending == "unsent" and lease.start is not None and self._opening.pace is not None:
+            self._opening.pace.refund(lease.start)
+        if self._lines.waiting:
             self._wake()
 
     def used(self, usage: Usage) -> Mapping[str, float]:
@@ -485,61 +549,34 @@ class Gate:
             limits: what they say.
             sent: when its attempt was admitted.
         """
-        self._malformed += limits.malformed
+        self._ledger.malformed += limits.malformed
         if not self._heeds:
             return
         now = self._now()
-        for truth in limits.truths:
-            number = self._about(truth)
-            if number is not None and truth.least is not None:
-                self._meters[number].rebase(truth.least, truth.reset, now, limit=truth.limit, sent=sent)
-        if self._waiting:
+        for quota in self._ledger.observe(limits, sent, now):
+            _log.info("%r: learned a quota from the headers of a reply: %s", self, quota)
+            self._tell(Learned(at=now, quota=quota))
+        if self._lines.waiting:
             self._wake()
 
     def backed_off(self, seconds: float) -> None:
         """Count the time between two attempts of a request, for `explain`."""
         self._spent["back-off"] = self._spent.get("back-off", 0.0) + seconds
 
-    def _about(self, truth: Truth) -> int | None:
-        """Return which quota a statement is about; one that is new becomes one, if its unit is that of costs."""
-        key = (truth.unit, truth.window)
-        if key in self._matches:
-            return self._matches[key]
-        same = [number for number, quota in enumerate(self._quotas) if quota.unit == truth.unit]
-        wanted = self._accounting.window(truth.unit) if truth.window is None else truth.window
-        fitting = [number for number in same if truth.window is None or math.isclose(self._quotas[number].per, wanted)]
-        number: int | None = None
-        if fitting:
-            number = min(fitting, key=lambda number: abs(self._quotas[number].per - wanted))
-        elif not same and truth.unit in LEARNED and truth.limit is not None:
-            strategy = "bucket" if self._accounting is GENERIC else self._accounting.strategy  # no stricter than any
-            number = self._learn(Quota(truth.limit, per=wanted, unit=truth.unit, strategy=strategy))
-        elif truth.limit is None:
-            return None  # a later reply may say more
-        self._matches[key] = number
-        return number
-
-    def _learn(self, quota: Quota) -> int:
-        """Keep a quota that only the server has stated."""
-        _log.info("%r: learned a quota from the headers of a reply: %s", self, quota)
-        self._quotas = (*self._quotas, quota)
-        self._meters = (*self._meters, meter(quota, most=math.inf))
-        self._units = (*self._units, quota.unit)
-        self._names = (*self._names, str(quota))
-        for waiter in self._queue:
-            waiter.amounts = (*waiter.amounts, 0.0)  # those that wait already were not priced in it
-        return len(self._quotas) - 1
-
     def pause(self, seconds: float) -> None:
         """Admit nothing for a while: a refusal said so. One hint closes the gate for at most 2 s."""
-        self._pause_until = max(self._pause_until, self._now() + min(seconds, LONGEST_PAUSE))
+        now = self._now()
+        paused = self._opening.pause(seconds, now)
+        if paused:
+            self._tell(Paused(at=now, seconds=paused))
 
     def cancelled(self, waiter: Waiter) -> None:
         """Forget a waiter that has left; its own method calls this."""
-        first = self._queue[0] is waiter
-        self._waiting -= 1
-        self._sweep()
-        if not self._waiting:
+        line = waiter.line
+        first = line.queue[0] is waiter
+        self._lines.left(line)
+        line.sweep()
+        if not self._lines.waiting:
             self._note(self._now())
             self._rest()
         elif first or self._passing:  # another one is the first now, or comes into view
@@ -549,18 +586,27 @@ class Gate:
 
     def _bind(self, clock: Clock) -> None:
         before = self._clock
-        if self._in_flight or self._waiting:
+        if before is not None and before.is_over():  # whoever was here is gone with the loop
+            self._in_flight = 0
+            self._lines.drop()
+            self._rest()
+        if self._in_flight or self._lines.waiting:
             msg = f"{self!r} is in use on {before!r} and cannot be used on {clock!r} at the same time"
             raise ConfigError(msg)
         if before is not None and not (before.threads and clock.threads):  # virtual time has a zero of its own
-            self._meters = tuple(
-                meter(quota) if number < self._stated else meter(quota, most=math.inf)
-                for number, quota in enumerate(self._quotas)
-            )
-            self._pace = None if self._pace is None else Pace(self._pace.rate, slack=LEAST)
-            self._pause_until = 0.0
+            for gauge in self._outside():
+                gauge.close()
+            self._ledger.renew()
+            self._opening.renew()
+        for gauge in self._outside():
+            gauge.bind(clock, wake=self._wake, fail=self._turn_away, tell=self._tell)
         self._clock = clock
         self._now = clock.seconds
+
+    def _outside(self) -> list[OutsideMeter]:
+        """Return the meters that have I/O behind them."""
+        rows = zip(self._ledger.quotas, self._ledger.meters, strict=False)
+        return [cast("OutsideMeter", gauge) for quota, gauge in rows if quota.store or quota.state]
 
     def _clock_in_use(self) -> Clock:
         assert self._clock is not None  # noqa: S101  somebody waits
@@ -569,57 +615,23 @@ class Gate:
     def _is_closed(self) -> ConfigError:
         return ConfigError(f"{self!r} is closed")
 
-    def _held_back(self, now: float) -> str | None:
-        """Return what keeps everybody back now, whatever an attempt costs."""
-        if self._limit is not None and self._in_flight >= self._limit:
-            return "concurrency"
-        if self._ramp is not None:
-            self._climb(self._ramp, now)
-        if self._pace is not None and self._pace.ready_at(now) > now:
-            return "pace"
-        if now < self._pause_until:
-            return "pause"
-        return None
-
-    def _full_rate(self) -> float:
-        """Return the starts per second at the end of a ramp; infinity if nothing says."""
-        rates = [quota.limit / quota.per for quota in self._quotas if quota.unit == "requests"]
-        return min(rates, default=math.inf) if self._rate is None else self._rate
-
-    def _climb(self, ramp: Ramp, now: float) -> None:
-        """Set the pace to where the ramp is; at its end to the stated one, or none."""
-        if self._ramp_began is None:
-            self._ramp_began = now
-        elapsed = now - self._ramp_began
-        if ramp.ends(elapsed):
-            self._ramp = None
-            if self._rate is None:
-                self._pace = None
-            else:
-                self._pace = self._pace or Pace(self._rate, slack=LEAST)
-                self._pace.rate = self._rate
-            return
-        if self._pace is None:
-            self._pace = Pace(ramp.initial, slack=LEAST)
-        self._pace.rate = ramp.rate(elapsed, self._full_rate())
-
-    def _full(self, amounts: tuple[float, ...], now: float) -> int | None:
-        """Return the number of the first quota that has no room for `amounts` now."""
-        for gauge, amount in zip(self._meters, amounts):  # noqa: B905  some may be learned since; this is hot
-            if amount and not gauge.fits(amount, now):
-                return self._meters.index(gauge)
-        return None
-
-    def _book(self, amounts: tuple[float, ...], now: float) -> Lease:
-        tickets = [gauge.book(amount, now) for gauge, amount in zip(self._meters, amounts)]  # noqa: B905  as above
-        start = None if self._pace is None else self._pace.book(now)
+    def _book(self, waiter: Waiter, now: float) -> Lease:
+        amounts = waiter.amounts
+        tickets = self._ledger.book(amounts, now)
+        pace = self._opening.pace
+        start = None if pace is None else pace.book(now)
         self._in_flight += 1
         self._admitted += 1
+        waiter.line.started += 1
+        if not self._lines.single:
+            self._lines.charge(waiter.line, self._ledger.weigh(amounts))
+        if self._events.observers:
+            self._tell(Admitted(at=now, waited=now - waiter.since, in_flight=self._in_flight))
         return Lease(self, amounts, tickets, start, now)
 
     def _wake(self) -> None:
         """Have a look in the next turn, if somebody waits."""
-        if self._waiting and self._woken is None and not self._pumping:
+        if self._lines.waiting and self._woken is None and not self._pumping:
             self._woken = self._clock_in_use().call_soon(self._pump)
 
     def _pump(self) -> None:
@@ -629,7 +641,7 @@ class Gate:
             return
         self._pumping = True
         try:
-            while self._waiting and not self._closed:
+            while self._lines.waiting and not self._closed:
                 now = self._now()
                 self._note(now)
                 waiter = self._choose(now)
@@ -642,73 +654,70 @@ class Gate:
             raise
         finally:
             self._pumping = False
-            if not self._waiting:
+            if not self._lines.waiting:
                 self._rest()
 
     def _choose(self, now: float) -> Waiter | None:
         """Return who may start now; for nobody arm the timer."""
-        queue = self._queue
-        while queue[0].applicant is None:
-            queue.popleft()
-        reason = self._held_back(now)
+        held = self._opening.held(self._in_flight, now)
         self._passing = False
-        if reason is None:
-            head = queue[0]
-            full = self._full(head.amounts, now)
-            return head if full is None else self._look_behind(head, full, now)
-        self._reason = reason
-        if reason == "concurrency":
-            self._disarm()  # the end of an attempt is the next thing that can help
-        elif reason == "pause" or self._pace is None:
-            self._arm(self._pause_until, now)
-        else:
-            self._arm(self._pace.ready_at(now), now)
+        if held is not None:
+            self._reason = held
+            self._arm(self._opening.opens_at(held, now), now)
+            return None
+        ledger, lines = self._ledger, self._lines
+        while lines.waiting:
+            head = lines.first()
+            full = ledger.full(head.amounts, now)
+            if full is None:
+                return head
+            error = ledger.refusal(full, head.amounts[full], now)
+            if error is None:
+                return self._look_behind(head, full, now)
+            self._refuse(head, error)
         return None
 
     def _look_behind(self, head: Waiter, full: int, now: float) -> Waiter | None:
         """Return one behind `head` that fits although `head` does not, while `head` may be passed."""
-        if self._meters[full].too_large(head.amounts[full]):
-            return self._refuse(head, full, now)
-        self._reason = self._names[full]
+        ledger = self._ledger
+        self._reason = ledger.names[full]
         head.stuck = min(head.stuck, now)
-        self._passing = head.passed < PASSES and now - head.stuck < self._quotas[full].per
+        self._passing = head.passed < PASSES and now - head.stuck < ledger.quotas[full].per
         wanted = head.amounts[full]
         least = {full: wanted}  # of each quota that is in the way of somebody: how much must come free
-        looked = 0
-        for waiter in self._queue if self._passing else ():
-            if waiter.applicant is None or waiter is head:
+        behind = self._lines.others(head, head.line) if self._passing else ()
+        for waiter in itertools.islice(behind, LOOK):
+            if len(waiter.amounts) > full and waiter.amounts[full] >= wanted:
                 continue
-            looked += 1
-            if looked > LOOK:
-                break
-            if waiter.amounts[full] >= wanted:
-                continue
-            other = self._full(waiter.amounts, now)
+            other = ledger.full(waiter.amounts, now)
             if other is None:
                 head.passed += 1
                 return waiter
             least[other] = min(least.get(other, math.inf), waiter.amounts[other])
-        at = min(self._meters[number].ready_at(amount, now) for number, amount in least.items())
-        if LONG < at - now < math.inf and at > self._suspended:
-            self._suspended = at
-            _log.warning("%r: %s is used up; the next attempt starts in %.0f s", self, self._names[full], at - now)
+        at = min(ledger.meters[number].ready_at(amount, now) for number, amount in least.items())
+        if LONG < at - now < math.inf and self._suspended is None:
+            self._suspend(full, at - now, now)
         self._arm(at, now)
         return None
 
-    def _refuse(self, head: Waiter, full: int, now: float) -> Waiter | None:
-        """Turn the first away: the server has lowered a quota below what it needs. Return who may start instead."""
-        applicant, head.applicant = head.applicant, None
-        self._waiting -= 1
-        if applicant is not None:
-            needs, limit = head.amounts[full], self._meters[full].limit
-            msg = f"needs {needs:,g} {self._units[full]}, and the server now admits at most {limit:,g} at a time"
-            applicant.turned_away(InvalidRequestError(msg))
-        return self._choose(now) if self._waiting else None
+    def _suspend(self, full: int, seconds: float, now: float) -> None:
+        self._suspended = now
+        name, quota = self._ledger.names[full], self._ledger.quotas[full]
+        _log.warning("%r: %s is used up; the next attempt starts in %.0f s", self, name, seconds)
+        self._tell(Suspended(at=now, quota=quota, seconds=seconds))
+
+    def _resume(self, now: float) -> None:
+        since, self._suspended = self._suspended, None
+        if since is not None:
+            self._suspended_for += now - since
+            self._tell(Resumed(at=now, seconds=now - since))
 
     def _hand_over(self, waiter: Waiter, now: float) -> None:
         applicant, waiter.applicant = waiter.applicant, None
-        self._waiting -= 1
-        lease = self._book(waiter.amounts, now)
+        self._lines.left(waiter.line)
+        if self._suspended is not None:
+            self._resume(now)
+        lease = self._book(waiter, now)
         waited, before = self._waited, waiter.before
         if waited != before:
             for reason, seconds in waited.items():
@@ -719,14 +728,11 @@ class Gate:
         if applicant is not None:
             applicant.admitted(lease)
 
-    def _sweep(self) -> None:
-        """Remove those that are gone, when they are many: whoever looks for one that waits soon finds one."""
-        if len(self._queue) > self._waiting + self._waiting // 8 + LOOK:
-            self._queue = deque(waiter for waiter in self._queue if waiter.applicant is not None)
-
     def _rest(self) -> None:
         """Leave nothing behind: nobody waits any more."""
-        self._queue.clear()
+        self._lines.clear()
+        if self._suspended is not None:
+            self._resume(self._now())
         self._reason = None
         self._disarm()
         if self._woken is not None:
@@ -783,19 +789,17 @@ def _read(quotas: tuple[Quota | str, ...]) -> tuple[Quota, ...]:
     return tuple(found)
 
 
-def _part(quota: Quota, share: float) -> Quota:
-    """Return the part of `quota` that is ours; at least one request, else none would ever start."""
-    if share == 1:
-        return quota
-    least = 1.0 if quota.unit == "requests" else 0.0
-    return Quota(
-        max(least, quota.limit * share),
-        per=quota.per,
-        unit=quota.unit,
-        strategy=quota.strategy,
-        margin=quota.margin,
-        burst=None if quota.burst is None else quota.burst * share,
-    )
+def _meter(quota: Quota, most: float | None) -> Meter:
+    """Return a new meter for `quota`; what few need is imported when it is needed."""
+    if quota.store is not None:
+        from rxllm.stores.shared_quota import shared_meter  # noqa: PLC0415
+
+        return shared_meter(quota)
+    if quota.state is not None:
+        from rxllm.stores.state import kept_meter  # noqa: PLC0415
+
+        return kept_meter(quota)
+    return meter(quota, most=most)
 
 
 def _rebuild(  # noqa: PLR0917  pickles give arguments by position
@@ -808,3 +812,7 @@ def _rebuild(  # noqa: PLR0917  pickles give arguments by position
     ramp: Ramp | None,
 ) -> Gate:
     return Gate(*quotas, concurrency=limit, rate=rate, share=share, accounting=accounting, headers=headers, ramp=ramp)
+
+
+def _rebuild_lane(gate: Gate, name: str, weight: float) -> Lane:
+    return gate.lane(name, weight=weight)

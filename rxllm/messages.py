@@ -5,6 +5,7 @@
                              └ error       └ error: the last one, when none was
     Chunk: one piece of a streamed answer.
     Usage: what was used, in tokens.
+    Signal, Setting: what a controller learns of attempts, and what it wants of the gate.
     Secret: a key that does not show.
 
 All are picklable, with the errors in them, except `Secret`, which refuses. Times are seconds. `started` is on
@@ -12,14 +13,14 @@ the pipeline's own steady clock: only differences mean something.
 """
 
 import hmac
-from typing import Any, Generic, NoReturn, SupportsIndex, TypeVar
+from typing import Any, Generic, Literal, NoReturn, SupportsIndex, TypeVar
 
 import msgspec
 
 from rxllm.errors import ConfigError, DecodeError, check_number, check_text
 from rxllm.values import ConfigErrorMeta
 
-__all__ = ["Attempt", "Chunk", "Outcome", "Reply", "Request", "Secret", "Usage", "chat"]
+__all__ = ["Attempt", "Chunk", "Kind", "Outcome", "Reply", "Request", "Secret", "Setting", "Signal", "Usage", "chat"]
 
 T = TypeVar("T")
 
@@ -230,6 +231,34 @@ class Outcome(msgspec.Struct, Generic[T], frozen=True, kw_only=True, forbid_unkn
         request = msgspec.structs.replace(self.request, body=None)
         reply = None if self.reply is None else msgspec.structs.replace(self.reply, raw=b"")
         return msgspec.structs.replace(self, request=request, reply=reply)
+
+
+Kind = Literal["start", "ok", "refused", "overloaded", "fault", "fatal", "invalid"]
+
+
+class Signal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What an attempt tells a controller: that it started, or how it ended.
+
+    "refused" is a 429, "overloaded" a 529 or a 503 that says so, "fault" another transient error, "fatal" one that no
+    further try cures, "invalid" a good answer that a check refused.
+    """
+
+    at: float  # steady seconds
+    kind: Kind
+    in_flight: int  # attempts on the wire when it started, itself included
+    epoch: int  # how many settings the controller had made when it started
+    seconds: float = 0.0  # on the wire; 0.0 at a start
+    tokens: float = 0.0  # that it used; 0.0 if unknown
+    binding: bool = False  # somebody waits now, and the controller's own limit or rate is the reason
+    retry_after: float | None = None  # seconds that the server asked to wait
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """What a controller wants of its gate; None is no limit."""
+
+    limit: int | None  # attempts on the wire at a time, >= 1
+    rate: float | None  # starts per second, evenly spaced, > 0
+    reason: str  # for a person: why it changed
 
 
 class Secret:

@@ -150,6 +150,67 @@ def test_a_copy_keeps_the_transport_and_the_class(monkeypatch):
     assert call(again).text == "hello"  # not from the network
 
 
+# counting tokens oneself
+
+
+def letters(request: Request) -> float:
+    text: str = request.body["messages"][0]["content"]
+    if text == "bug":
+        raise LookupError("no such word")
+    return len(text) / 2
+
+
+def test_a_function_that_counts_tokens_is_what_a_gate_of_tokens_books():
+    gate = rxllm.Gate("1000 tokens/hour")
+    client = rxllm.OpenAI("m", api_key=KEY, transport=answering(), count_tokens=letters)
+    outcomes = calls(client, [rxllm.chat("x" * 40, max_tokens=5), rxllm.chat("x" * 4000, max_tokens=5)], gate=gate)
+    assert outcomes[0].ok
+    assert gate.statistics().quotas[0].available == 1000 - 20 - 5
+    assert "needs 2,005 tokens" in str(outcomes[1].error)
+
+
+def test_a_function_that_cannot_count_a_request_fails_it_alone_and_before_it_is_sent():
+    sent: list[bytes] = []
+
+    def answer(_path: str, body: bytes) -> Response:
+        sent.append(body)
+        return Response(200, {}, GOOD)
+
+    client = rxllm.OpenAI("m", api_key=KEY, transport=MemoryTransport(answer), count_tokens=letters)
+    requests = [rxllm.chat(text) for text in ("good", "bug", "good")]
+    outcomes = calls(client, requests, gate=rxllm.Gate("100_000 tokens/minute"))
+    assert [outcome.ok for outcome in outcomes] == [True, False, True]
+    assert isinstance(outcomes[1].error, ConfigError)
+    assert str(outcomes[1].error) == "count_tokens raised LookupError: no such word"
+    assert outcomes[1].request is requests[1]
+    assert len(sent) == 2
+
+
+def test_the_statistics_say_how_far_a_function_that_counts_tokens_is_off():
+    body = GOOD[:-1] + b',"usage":{"prompt_tokens":25,"completion_tokens":5}}'
+    client = rxllm.OpenAI("m", api_key=KEY, transport=answering(body=body), count_tokens=letters)
+    calls(client, [rxllm.chat("x" * 40)] * 20, gate=rxllm.Gate("100_000 tokens/minute"))
+    found = client.statistics()
+    assert found.replies == 20
+    assert (found.input_error, found.input_bias) == pytest.approx((0.2, -0.2))
+
+
+def test_a_function_that_counts_tokens_is_pickled_with_its_client(monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    request = rxllm.chat("x" * 40, max_tokens=5)
+    client = rxllm.OpenAI("m", api_key_env="MY_KEY", count_tokens=letters)
+    assert pickle.loads(pickle.dumps(client)).cost(request)["input_tokens"] == 20
+    without = rxllm.OpenAI("m", api_key_env="MY_KEY")
+    assert pickle.loads(pickle.dumps(without)).cost(request)["input_tokens"] == 10
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        pickle.dumps(rxllm.OpenAI("m", api_key_env="MY_KEY", count_tokens=lambda _request: 1))
+
+
+def test_a_function_that_counts_tokens_is_one():
+    with pytest.raises(ConfigError, match="count_tokens must be callable or None, got 4"):
+        rxllm.OpenAI("m", api_key=KEY, count_tokens=4)
+
+
 # the ends
 
 

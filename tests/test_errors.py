@@ -26,6 +26,7 @@ TRANSIENT = {
     "TimeoutError",
 }
 REFUSALS = {"OverloadedError", "RateLimitedError"}
+HALTING = {"QuotaExhaustedError", "StoreError"}
 
 
 def below(base: type[RxllmError]) -> list[type[RxllmError]]:
@@ -59,17 +60,30 @@ def test_the_picture_shows_what_derives_from_what() -> None:
             assert [base.__name__ for base in bases if base] == [path.get(indent - 2, "Exception")]
 
 
-def test_the_picture_marks_what_is_transient_and_what_is_a_refusal() -> None:
-    lines = {line.split()[0]: line for line in (errors.__doc__ or "").splitlines() if line.startswith(" ")}
-    assert {name for name, line in lines.items() if " yes" in line} == TRANSIENT
-    assert {name for name, line in lines.items() if line.count(" yes") == 2} == REFUSALS
+@pytest.mark.parametrize(
+    ("column", "marked"), [("transient", TRANSIENT), ("refusal", REFUSALS), ("halts", HALTING)], ids=str
+)
+def test_the_picture_marks_what_is_transient_what_is_a_refusal_and_what_halts(column: str, marked: set[str]) -> None:
+    lines = [line for line in (errors.__doc__ or "").splitlines() if line.startswith(" ")]
+    (head,) = (line for line in lines if line.split()[0] == "CallError")
+    start = head.index(column)
+    assert {line.split()[0] for line in lines if "yes" in line[start : start + len(column)]} == marked
 
 
 @pytest.mark.parametrize("kind", CALL_ERRORS, ids=name_of)
-def test_an_error_is_transient_or_a_refusal_as_its_class_says(kind: type[CallError]) -> None:
+def test_an_error_is_transient_a_refusal_or_halting_as_its_class_says(kind: type[CallError]) -> None:
     error = kind("no")
     assert errors.is_transient(error) is (kind.__name__ in TRANSIENT)
     assert error.refusal is (kind.__name__ in REFUSALS)
+    assert error.halts is (kind.__name__ in HALTING)
+
+
+def test_a_wrong_use_halts_no_stream_unless_that_one_says_so() -> None:
+    error = ConfigError("the cost names no tokns")
+    assert not error.halts
+    error.halts = True
+    assert pickle.loads(pickle.dumps(error)).halts
+    assert not ConfigError("another").halts
 
 
 def test_no_error_derives_from_a_builtin_that_users_catch_for_other_reasons() -> None:

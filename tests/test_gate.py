@@ -846,8 +846,8 @@ class Counting:
 def crowd(n: int) -> tuple[Desk, Asker, list[Asker], Counting]:
     """Return a gate with one on the wire and `n` that wait for a quota."""
     desk = Desk("1000 tokens/minute")
-    meter = Counting(desk.gate._meters[0])
-    desk.gate._meters = (meter,)
+    meter = Counting(desk.gate._ledger.meters[0])
+    desk.gate._ledger.meters = (meter,)
     out = desk.tokens(1000.0)
     askers = [desk.tokens(float(100 + k % 7)) for k in range(n)]
     desk.run()
@@ -863,7 +863,7 @@ def test_a_storm_of_cancels_takes_a_look_in_all_not_one_each(backwards: bool) ->
         if asker is not keep:
             assert asker.waiter is not None
             asker.waiter.cancel()
-    assert len(desk.gate._queue) < 100  # those that are gone do not stay
+    assert len(desk.gate.main.line.queue) < 100  # those that are gone do not stay
     desk.run()
     assert meter.asked < 100
     assert desk.gate.statistics().waiting == 1
@@ -877,8 +877,8 @@ def test_many_that_settle_in_one_turn_take_one_look() -> None:
     out = [desk.tokens(5.0) for _ in range(1_000)]
     head = desk.tokens(5_000.0)
     desk.run()
-    meter = Counting(desk.gate._meters[0])
-    desk.gate._meters = (meter,)
+    meter = Counting(desk.gate._ledger.meters[0])
+    desk.gate._ledger.meters = (meter,)
     for asker in out[:-1]:
         asker.settle(tokens=4.0)
     desk.run()
@@ -1231,9 +1231,9 @@ def test_to_look_at_what_is_available_changes_nothing() -> None:
     desk = Desk(exact("1/minute"))
     desk.ask()
     desk.run(61.0)
-    before = desk.gate._meters[0]._next, desk.gate._meters[0]._head  # type: ignore[attr-defined]
+    before = desk.gate._ledger.meters[0]._next, desk.gate._ledger.meters[0]._head  # type: ignore[attr-defined]
     assert desk.available() == 1
-    assert (desk.gate._meters[0]._next, desk.gate._meters[0]._head) == before  # type: ignore[attr-defined]
+    assert (desk.gate._ledger.meters[0]._next, desk.gate._ledger.meters[0]._head) == before  # type: ignore[attr-defined]
 
 
 def test_a_gate_without_anything_lets_everything_pass_at_once() -> None:

@@ -51,6 +51,31 @@ def test_a_unit_without_a_quota_gets_the_one_that_the_headers_state():
     assert len(seen[2].values) == 1
 
 
+def test_a_learned_quota_gets_the_window_that_its_resets_show():
+    scheduler, gate = VirtualScheduler(), Gate()
+    for used in range(1, 41):  # a bucket of 100 in 2 s
+        script = Script((0.0, reply(says(limit=100.0, remaining=100.0 - used, reset=used * 2.0 / 100.0))))
+        record(scheduler, script.pipe(admit(gate)), until=scheduler.seconds())
+    [learned] = gate.statistics().quotas
+    assert 2.0 <= learned.quota.per <= 2.1
+    assert learned.learned
+    assert gate.statistics().quotas[0].available == pytest.approx(60.0, abs=1.0)
+    for _ in range(61):
+        last = record(scheduler, Script((0.0, reply())).pipe(admit(gate)), until=scheduler.seconds())
+    assert not last.values
+    scheduler.run(scheduler.seconds() + 0.05)  # not the 0.6 s of a minute's quota
+    assert last.values
+
+
+def test_a_window_that_the_accounting_knows_is_not_guessed():
+    scheduler, gate = VirtualScheduler(), Gate(accounting=OPENAI)
+    for used in range(1, 41):
+        script = Script((0.0, reply(says(limit=100.0, remaining=100.0 - used, reset=used * 2.0 / 100.0))))
+        record(scheduler, script.pipe(admit(gate)), until=scheduler.seconds())
+    [learned] = gate.statistics().quotas
+    assert learned.quota.per == 60.0
+
+
 def test_what_waits_when_a_quota_is_learned_is_admitted_all_the_same():
     scheduler, gate = VirtualScheduler(), Gate(concurrency=1)
     first = Script((1.0, reply(says("tokens", limit=100.0, remaining=90.0))))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rxllm.errors import CallError, CancelledError, ConfigError, TimeoutError, check_callable
-from rxllm.gate import Gate
+from rxllm.gate import Gate, Lane, lane_of
 from rxllm.messages import Attempt, Reply
 from rxllm.operators.to_outcome import forget_traceback
 from rxllm.policies.headers import Limits
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def admit(
-    gate: Gate, *, cost: Mapping[str, float] | None = None, note: Callable[[Attempt], object] | None = None
+    gate: Gate | Lane, *, cost: Mapping[str, float] | None = None, note: Callable[[Attempt], object] | None = None
 ) -> Callable[[Observable[T]], Observable[T]]:
     """Subscribe the source when `gate` admits it, and settle its lease when it ends.
 
@@ -47,7 +47,7 @@ def admit(
     `retry`.
 
     Args:
-        gate: shared by all who use the key.
+        gate: shared by all who use the key; or a lane of it.
         cost: unit -> amount to book; None: one request. A `Reply` settles it to its usage.
         note: called with the record of each attempt when it ends, also of one that is disposed. What it raises ends
             the stream.
@@ -55,16 +55,14 @@ def admit(
     Raises:
         ConfigError: an argument of another kind; in the stream: a quota of the gate counts what `cost` does not name.
     """
-    if not isinstance(gate, Gate):
-        msg = f"gate must be a Gate, got {gate!r}"
-        raise ConfigError(msg)
+    lane = lane_of(gate)
     if cost is not None and not isinstance(cost, Mapping):
         msg = f"cost must be a mapping of units to amounts or None, got {cost!r}"
         raise ConfigError(msg)
     check_callable("note", note, optional=True)
 
     def apply(source: Observable[T]) -> Observable[T]:
-        return Admitted(source, gate, {} if cost is None else cost, note)
+        return Admitted(source, lane, {} if cost is None else cost, note)
 
     return apply
 
@@ -75,12 +73,13 @@ class Admitted(Stream[T]):
     def __init__(
         self,
         source: Observable[T],
-        gate: Gate,
+        lane: Lane,
         cost: Mapping[str, float],
         note: Callable[[Attempt], object] | None,
     ) -> None:
         self.source = source
-        self.gate = gate
+        self.lane = lane
+        self.gate = lane.gate
         self.cost = cost
         self.note = note
         self.arrival: int | None = None
@@ -114,7 +113,7 @@ class _Admission:
             gate.backed_off(self._carrier.clock.seconds() - operator.ended)
         try:
             amounts = gate.amounts(operator.cost)
-            waiter = gate.apply(self._carrier.clock, amounts, self, operator.arrival)
+            waiter = gate.apply(self._carrier.clock, amounts, self, operator.arrival, operator.lane)
         except (CallError, ConfigError) as error:
             self._stopped = True
             self._observer.on_error(error)

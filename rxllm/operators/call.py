@@ -12,11 +12,11 @@ from reactivex.observable.groupedobservable import GroupedObservable
 
 from rxllm import runtime
 from rxllm.errors import ConfigError, ValidationError, check_callable, check_choice, check_number
-from rxllm.gate import Gate
+from rxllm.gate import Gate, Lane, lane_of
 from rxllm.messages import Attempt, Outcome, Reply, Request, chat
 from rxllm.operators.admit import Admitted
 from rxllm.operators.flat_map import GROUPED, flat_map
-from rxllm.operators.retry import Retry
+from rxllm.operators.retry import Deadline, Retry
 from rxllm.operators.to_outcome import ToOutcome, mark_invalid
 from rxllm.operators.validate import Validated
 from rxllm.policies.backoff import Backoff, Draw
@@ -41,7 +41,7 @@ Check = Callable[[Any], bool | None]
 def call(
     client: Client[T] | Callable[[Request], Client[T]],
     *,
-    gate: Gate | None = None,
+    gate: Gate | Lane | None = None,
     retry: Backoff = Backoff(),  # noqa: B008  frozen
     validate: Validate | Check | None = None,
     timeouts: Timeouts = Timeouts(),  # noqa: B008  frozen
@@ -67,15 +67,17 @@ def call(
         stream with its error). An item that is a failed `Outcome` already, of `from_jsonl` or an earlier call, counts
         as one of this call.
     Holds: at most `window` requests in progress, those that wait or back off included, and what `flat_map` holds.
-    Errors, Completes, Dispose: as `flat_map`.
+    Errors, Completes, Dispose: as `flat_map`; an error that `halts` (a quota with `on_exhausted="fail"` is used up) is
+        the last outcomes' and then the stream's, and what is on the wire comes before it.
 
     Args:
         client: what to send with; or request -> client.
-        gate: quotas and limits, shared by all pipelines on the same key. None: none.
+        gate: quotas and limits, shared by all pipelines on the same key; or a lane of it. None: none.
         retry: how often and how long to retry transient errors.
         validate: a check of each reply, or `Validate` with attempts and a repair.
         timeouts: of each attempt, phase by phase.
-        deadline: seconds from the pull after which a request is given up, whatever it waits for.
+        deadline: seconds from the pull after which a request is given up, whatever it waits for; the time in which a
+            used-up quota suspends the gate (`gate.suspended`) does not count.
         window: requests in progress, >= 1. None: twice the gate's limit and 32; 256 without a limit.
         ordered: emit in the order of the source.
         on_failure: "emit" or "raise".
@@ -89,8 +91,8 @@ def call(
         raise ConfigError(msg)
     if not is_client(client):
         check_callable("client", client)
-    gate = Gate() if gate is None else gate
-    for name, value, kind in (("gate", gate, Gate), ("retry", retry, Backoff), ("timeouts", timeouts, Timeouts)):
+    lane = lane_of(Gate() if gate is None else gate)
+    for name, value, kind in (("retry", retry, Backoff), ("timeouts", timeouts, Timeouts)):
         if not isinstance(value, kind):
             msg = f"{name} must be a {kind.__name__}, got {value!r}"
             raise ConfigError(msg)
@@ -101,11 +103,11 @@ def call(
     if validate is not None and not isinstance(validate, Validate):
         check_callable("validate", validate, optional=True)
         validate = Validate(check=validate)
-    width = (lambda: gate.window) if window is None else window  # it follows the limit of the gate
+    width = (lambda: lane.gate.window) if window is None else window  # it follows the limit of the gate
 
     def apply(source: Observable[Any], draw: Draw = runtime.uniform) -> Observable[Outcome[T]]:
         recipe = _Recipe(
-            client, gate, retry, validate, timeouts, deadline=deadline, draw=draw, raising=on_failure == "raise"
+            client, lane, retry, validate, timeouts, deadline=deadline, draw=draw, raising=on_failure == "raise"
         )
         return flat_map(recipe, window=width, ordered=ordered, on_failure=on_failure)(source)
 
@@ -140,7 +142,7 @@ class _Recipe:
     def __init__(
         self,
         client: Any,
-        gate: Gate,
+        lane: Lane,
         backoff: Backoff,
         validation: Validate | None,
         timeouts: Timeouts,
@@ -151,11 +153,12 @@ class _Recipe:
     ) -> None:
         self.choose: Callable[[Request], Any] | None = None if is_client(client) else client
         self.client = client
-        self.gate = gate
+        self.lane = lane
+        self.gate = lane.gate
         self.backoff = backoff
         self.validation = validation
         self.timeouts = timeouts
-        self.deadline = deadline
+        self.deadline = Deadline(deadline, lane.gate.suspended)
         self.draw = draw
         self.raising = raising
 
@@ -177,7 +180,7 @@ class _Recipe:
         if validation is not None:
             again = _Again(self, request, first, attempts, stream, begun)
             stream = Validated(stream, validation.check, validation.attempts, again)
-        return ToOutcome(stream, request, attempts, self.deadline, raising=self.raising)
+        return ToOutcome(stream, request, attempts, self.deadline, begun, raising=self.raising)
 
     def _wrap(self, item: Any) -> Request:
         """Return the request of an item that is none: the client knows; one chosen by request takes a prompt."""
@@ -200,7 +203,7 @@ class _Recipe:
                 )
                 raise ConfigError(msg)
         cost: Mapping[str, float] = client.cost(request) if self.gate.units else {}
-        return Admitted(client.send(request, timeouts=self.timeouts), self.gate, cost, attempts.append)
+        return Admitted(client.send(request, timeouts=self.timeouts), self.lane, cost, attempts.append)
 
     def tries(self, attempt: Admitted[Reply[Any]], begun: list[float]) -> Observable[Reply[Any]]:
         """Return the stream of one answer: `attempt`, retried while its errors are transient."""
@@ -221,7 +224,7 @@ class _Again:
         stream: Observable[Reply[Any]],
         begun: list[float],
     ) -> None:
-        self._begun = begun  # when the request was pulled: the deadline of all its tries
+        self._begun = begun  # when the request was pulled, for the deadline of all its tries
         self._recipe = recipe
         self._request = request
         self._attempt = attempt

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 
 from reactivex.observable.groupedobservable import GroupedObservable
 
-from rxllm.demand import UNDEMANDED, Demand, Outlet, undemanded
+from rxllm.demand import UNDEMANDED, Demand, DemandScheduler, Outlet, undemanded
 from rxllm.errors import ConfigError, check_callable, check_choice, check_number
 from rxllm.messages import Outcome, Request
 from rxllm.operators._inner import discard, subscribe_inner
+from rxllm.operators.to_outcome import StageFlow
 from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from reactivex import Observable
 
-    from rxllm.demand import DemandScheduler, Disposable, Observer, Puller
+    from rxllm.demand import Disposable, Observer, Puller
 
 __all__ = ["flat_map"]
 
@@ -72,7 +74,9 @@ def flat_map(
         the stream).
     Holds: at most `window` items in progress and `buffer` finished ones that the consumer has no room for, whatever the
         source.
-    Errors: a failed source ends the stream with its error after what is in progress is delivered.
+    Errors: a failed source ends the stream with its error after what is in progress is delivered. So does an inner
+        stream whose error `halts`: nothing more is pulled, by the stages above neither, and what waits for a place, or
+        still comes from there, fails with the same error.
     Completes: when the source has completed and nothing is in progress or held.
     Dispose: cancels the source and everything in progress.
 
@@ -133,15 +137,18 @@ class _Stage(Demand):
     """One subscription of flat_map: the observer of its source, the demand on it, and a puller on the demand below."""
 
     __slots__ = (
+        "_above",
         "_ask",
         "_busy",
         "_error",
         "_inner_carrier",
         "_limit",
         "_mapper",
+        "_next",
         "_outlet",
         "_pending",
         "_raising",
+        "_refusing",
         "_running",
         "_source",
         "_source_done",
@@ -163,16 +170,21 @@ class _Stage(Demand):
         width = operator.width
         self._ask = width if callable(width) else None
         self._set_window(self._answer() if callable(width) else width)
-        self._inner_carrier = carrier.for_inner()
+        self._inner_carrier = DemandScheduler(carrier.clock, below, StageFlow(carrier.flow, self.halt))
         self._pending: deque[Any] = deque()  # taken, not started: a source that does not wait
         self._running: set[_Inner] = set()
         self._busy = False
         self._source_done = False
         self._error: Exception | None = None
+        self._refusing = False  # a stage below has halted, or this one
         self._upstream: Disposable | None = None
+        self._above: set[_Stage] = set()  # those in the same run whose items come here
+        self._next = self._stage_below(below)
 
     def connect(self, carrier: DemandScheduler) -> None:
         """Subscribe the source with this stage's demand."""
+        if self._next is not None:
+            self._next.add_above(self)
         upstream = subscribe(self._source, self, carrier.with_demand(self))
         if self._source_done:
             upstream.dispose()
@@ -236,7 +248,7 @@ class _Stage(Demand):
     def on_error(self, error: Exception) -> None:
         """End with `error` once everything in progress is delivered."""
         if not self._source_done:
-            self._error = error
+            self._error = self._error or error
             self._end_of_source()
 
     def on_completed(self) -> None:
@@ -307,6 +319,8 @@ class _Stage(Demand):
         if self._raising:
             self._fail(error)
             return
+        if getattr(error, "halts", False) is True:
+            self.halt(error)
         self.emit(inner, failure(inner.item, error))
         self.ended(inner)
 
@@ -327,6 +341,47 @@ class _Stage(Demand):
 
     # the ends
 
+    def halt(self, error: Exception) -> None:
+        """Pull nothing more, start nothing more, and end with `error` once what is in progress is delivered."""
+        if self._raising:
+            self._fail(error)
+        elif self._error is None and not self._refusing:
+            self._error = error
+            self.stop(error)
+
+    def stop(self, error: Exception) -> None:
+        """Pull and start nothing more, here and in the stages above: what is in progress there still comes here."""
+        if not self._raising:
+            self.refuse(error)
+        for stage in list(self._above):
+            stage.stop(error)
+        if not self._above:
+            self._cut()
+
+    def refuse(self, error: Exception) -> None:
+        """Start nothing more; what waits for a place, or still comes from above, fails in its turn."""
+        self._refusing = True
+        self._mapper = raising(error)
+
+    def _stage_below(self, demand: Demand | None) -> _Stage | None:
+        """Return the stage that the items of this one come to, if a halt of it is one of this stage too."""
+        while demand is not None and not isinstance(demand, _Stage):
+            demand = demand.below
+        return demand if demand is not None and demand.flow is self.flow else None  # an inner stream goes on
+
+    def add_above(self, stage: _Stage) -> None:
+        """Learn that the items of `stage` come here."""
+        self._above.add(stage)
+        if self._error is not None:  # what is between repeats, or goes on with another stream
+            stage.refuse(self._error)
+            self.clock.call_soon(partial(stage.stop, self._error))
+
+    def remove_above(self, stage: _Stage) -> None:
+        """Learn that nothing more comes of `stage`."""
+        self._above.discard(stage)
+        if self._error is not None and not self._above and not self._source_done:
+            self._cut()  # what is between may have another source
+
     def _complete_if_done(self) -> None:
         if not self._pending and not self._running:
             self._outlet.end(self._error)
@@ -343,6 +398,8 @@ class _Stage(Demand):
 
     def _release(self) -> None:
         self._source_done = True
+        if self._next is not None:
+            self._next.remove_above(self)
         self._ask = None
         self._window = 0  # no room any more: a source that is released in a later turn has one more to pull in
         self.flow.remove_stage(self._cut)
@@ -499,7 +556,21 @@ class _OrderedDemand(Demand):
             self.wait(puller)
 
 
+def raising(error: Exception) -> Callable[[Any], NoReturn]:
+    """Return what stands in the place of a user's function after `error` has halted a stage."""
+
+    def refuse(_item: Any) -> NoReturn:
+        raise error
+
+    return refuse
+
+
 def failure(item: Any, error: Exception) -> Outcome[Any]:
-    """Return the outcome of an item that failed; what is no request stands as the body of one."""
+    """Return the outcome of an item that failed; what is no request stands as the body of one.
+
+    What has failed already, in a stage above, stays what it is.
+    """
+    if isinstance(item, Outcome) and item.error is not None:
+        return cast("Outcome[Any]", item)
     request = item if isinstance(item, Request) else Request(body=item, operation="item")
     return Outcome(request=request, error=error.with_traceback(None))

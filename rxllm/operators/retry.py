@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rxllm import runtime
 from rxllm.errors import ConfigError, check_callable, check_number
@@ -27,6 +27,7 @@ def retry(
     *,
     deadline: float = 3600.0,
     draw: Callable[[float, float], float] = runtime.uniform,
+    excused: Callable[[], float] | None = None,
 ) -> Callable[[Observable[T]], Observable[T]]:
     """Subscribe again after a transient error, waiting longer each time.
 
@@ -47,6 +48,7 @@ def retry(
         backoff: how many tries, and how long between them.
         deadline: seconds from the subscription after which no further try starts, > 0.
         draw: (low, high) -> a random number between; a seeded `random.Random(…).uniform` makes a run reproducible.
+        excused: as in `to_outcome`: seconds, so far, that the deadline does not count, such as `gate.suspended`.
 
     Raises:
         ConfigError: an argument out of range.
@@ -58,24 +60,36 @@ def retry(
         raise ConfigError(msg)
     check_number("deadline", deadline, above=0)
     check_callable("draw", draw)
+    check_callable("excused", excused, optional=True)
 
     def apply(source: Observable[T]) -> Observable[T]:
-        return Retry(source, backoff, deadline, draw)
+        return Retry(source, backoff, Deadline(deadline, excused), draw)
 
     return apply
+
+
+class Deadline(NamedTuple):
+    """How long a request may take, without the seconds that `excused` has grown by meanwhile."""
+
+    seconds: float
+    excused: Callable[[], float] | None
+
+    def counted(self, now: float) -> float:
+        """Return the time that counts."""
+        return now if self.excused is None else now - self.excused()
 
 
 class Retry(Stream[T]):
     """`source` with its transient errors retried.
 
-    Those that share `begun` have one deadline: it runs from the first subscription of any of them.
+    Those that share `begun` have one deadline: it runs from the time there, else from the first subscription.
     """
 
     def __init__(
         self,
         source: Observable[T],
         backoff: Backoff,
-        deadline: float,
+        deadline: Deadline,
         draw: Callable[[float, float], float],
         begun: list[float] | None = None,
     ) -> None:
@@ -112,8 +126,8 @@ class _Tries:
         self._carrier = carrier
         begun = [] if operator.begun is None else operator.begun
         if not begun:
-            begun.append(carrier.clock.seconds())
-        self._started = begun[0]
+            begun.append(operator.deadline.counted(carrier.clock.seconds()))
+        self._started = begun[0]  # in the time that counts
         self._failures = 0
         self._refusals = 0
         self._stopped = False
@@ -166,9 +180,11 @@ class _Tries:
         else:
             self._failures += 1
             delay = operator.backoff.delay(self._failures, hint, operator.draw)
-        if delay is None or self._carrier.clock.seconds() + delay >= self._started + operator.deadline:
+        if delay is None:
             return None
-        return delay
+        deadline = operator.deadline
+        ends = deadline.counted(self._carrier.clock.seconds()) + delay
+        return None if ends >= self._started + deadline.seconds else delay
 
     def dispose(self) -> None:
         self._stopped = True

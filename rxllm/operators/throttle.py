@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from rxllm.demand import UNDEMANDED, Demand, undemanded
-from rxllm.errors import CallError, ConfigError, check_callable
-from rxllm.gate import Gate
+from rxllm.errors import CallError, ConfigError, check_callable, check_choice
+from rxllm.gate import Gate, Lane, lane_of
+from rxllm.operators.flat_map import failure, raising
 from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from rxllm.demand import DemandScheduler, Disposable, Observer
     from rxllm.gate import Lease, Waiter
+    from rxllm.messages import Outcome
     from rxllm.policies.quota import Quota
 
 __all__ = ["throttle"]
@@ -27,9 +29,26 @@ T = TypeVar("T")
 AHEAD = 64  # items taken from the source before their time: enough that a fast quota does not wait for the source
 
 
+@overload
 def throttle(
-    quota: Quota | str | Gate, *, cost: Callable[[T], float | Mapping[str, float]] | None = None
-) -> Callable[[Observable[T]], Observable[T]]:
+    quota: Quota | str | Gate | Lane,
+    *,
+    cost: Callable[[T], float | Mapping[str, float]] | None = None,
+    on_failure: Literal["raise"] = "raise",
+) -> Callable[[Observable[T]], Observable[T]]: ...
+@overload
+def throttle(
+    quota: Quota | str | Gate | Lane,
+    *,
+    cost: Callable[[T], float | Mapping[str, float]] | None = None,
+    on_failure: Literal["emit"],
+) -> Callable[[Observable[T]], Observable[T | Outcome[Any]]]: ...
+def throttle(
+    quota: Quota | str | Gate | Lane,
+    *,
+    cost: Callable[[T], float | Mapping[str, float]] | None = None,
+    on_failure: Literal["emit", "raise"] = "raise",
+) -> Callable[[Observable[T]], Observable[Any]]:
     """Delay items until `quota` has room for them: lossless, where Rx's `throttle_first` drops.
 
         source                abc---
@@ -37,35 +56,46 @@ def throttle(
 
     Emits: every item, in order, each when the quota admits it and the consumer has room.
     Holds: at most 64 items.
-    Errors: those of the source, after what it holds; an item that costs more than the quota ever admits, in its turn.
+    Errors: those of the source, after what it holds; an item that costs more than the quota ever admits, in its turn:
+        what it holds is dropped then. With `on_failure="emit"` such an item is a failed `Outcome` instead; an error
+        that `halts` is one of each item it holds, nothing more is pulled, and then the stream ends with it.
     Completes: with the source, after what it holds.
     Dispose: cancels the source and leaves the queue.
 
     Args:
-        quota: a `Quota`, a text such as "500/minute", or a `Gate` that others use too. All subscriptions share it.
+        quota: a `Quota`, a text such as "500/minute", or a `Gate` that others use too, or a lane of it. All
+            subscriptions share it.
         cost: item -> amount, of each unit that is counted; or a mapping of units to amounts. None: one.
+        on_failure: "raise" or "emit"; what follows must then take outcomes too, as `call` does.
 
     Raises:
         ConfigError: an argument of another kind.
     """
-    gate = quota if isinstance(quota, Gate) else Gate(quota)
+    lane = lane_of(quota if isinstance(quota, Gate | Lane) else Gate(quota))
     check_callable("cost", cost, optional=True)
+    check_choice("on_failure", on_failure, ("emit", "raise"))
 
-    def apply(source: Observable[T]) -> Observable[T]:
-        return _Throttle(source, gate, cost)
+    def apply(source: Observable[T]) -> Observable[Any]:
+        return _Throttle(source, lane, cost, raising=on_failure == "raise")
 
     return apply
 
 
-class _Throttle(Stream[T]):
+class _Throttle(Stream[Any]):
     def __init__(
-        self, source: Observable[T], gate: Gate, cost: Callable[[T], float | Mapping[str, float]] | None
+        self,
+        source: Observable[Any],
+        lane: Lane,
+        cost: Callable[[Any], float | Mapping[str, float]] | None,
+        *,
+        raising: bool,
     ) -> None:
         self.source = source
-        self.gate = gate
+        self.lane = lane
         self.cost = cost
+        self.raising = raising
 
-    def _start(self, observer: Observer[T], carrier: DemandScheduler) -> Disposable:
+    def _start(self, observer: Observer[Any], carrier: DemandScheduler) -> Disposable:
         line = _Line(self, observer, carrier)
         return connected(line, line.connect, self.source, carrier)
 
@@ -82,19 +112,23 @@ class _Line(Demand):
         "_error",
         "_gate",
         "_items",
+        "_lane",
         "_left",
         "_observer",
         "_pulls",
+        "_raising",
         "_stopped",
         "_upstream",
         "_waiter",
         "_working",
     )
 
-    def __init__(self, operator: _Throttle[Any], observer: Observer[Any], carrier: DemandScheduler) -> None:
+    def __init__(self, operator: _Throttle, observer: Observer[Any], carrier: DemandScheduler) -> None:
         super().__init__(carrier.clock, carrier.flow)
-        self._gate = operator.gate
+        self._lane = operator.lane
+        self._gate = operator.lane.gate
         self._cost = operator.cost
+        self._raising = operator.raising
         self._observer = observer
         self._items: deque[Any] = deque()
         self._waiter: Waiter | None = None
@@ -192,9 +226,9 @@ class _Line(Demand):
 
     def _apply(self, item: Any) -> None:
         try:
-            waiter = self._gate.apply(self.clock, self._gate.amounts(self._price(item)), self)
-        except Exception as error:  # a cost that never fits, a closed gate, or the user's own
-            self._fail(error)
+            waiter = self._gate.apply(self.clock, self._gate.amounts(self._price(item)), self, None, self._lane)
+        except Exception as error:  # a cost that never fits, a quota that is used up, a closed gate, or the user's own
+            self._refused(error)
             return
         self._waiter = waiter
         self._gate.enter(waiter)
@@ -214,18 +248,33 @@ class _Line(Demand):
             lease.settle("unsent")
             return
         lease.settle("answered")
-        if self._left is not None:
-            self._left -= 1
-        try:
-            self._observer.on_next(self._items.popleft())
-        except BaseException as error:  # a callback of the consumer raised: nothing may stay behind it
-            self.flow.fail(error)
-            raise
+        self._pass_on(self._items.popleft())
         self._work()
 
     def turned_away(self, error: CallError | ConfigError) -> None:
         self._waiter = None
-        self._fail(error)
+        self._refused(error)
+        self._work()
+
+    def _refused(self, error: Exception) -> None:
+        """Fail the oldest item: as a value, unless the caller wants the stream to end."""
+        if self._raising:
+            self._fail(error)
+        elif getattr(error, "halts", False) is True and self._error is None:
+            self._error = error
+            self._cost = raising(error)  # it applies once more, and fails with those behind it, each in its turn
+            self._cut()
+        elif self._may_pass():  # else it applies once more when there is room
+            self._pass_on(failure(self._items.popleft(), error))
+
+    def _pass_on(self, value: Any) -> None:
+        if self._left is not None:
+            self._left -= 1
+        try:
+            self._observer.on_next(value)
+        except BaseException as error:  # a callback of the consumer raised: nothing may stay behind it
+            self.flow.fail(error)
+            raise
 
     # the ends
 

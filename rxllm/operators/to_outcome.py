@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 
 from rxllm.clock import alarms
-from rxllm.errors import ConfigError, DecodeError, TimeoutError, ValidationError, check_choice, check_number
+from rxllm.demand import Flow
+from rxllm.errors import (
+    ConfigError,
+    DecodeError,
+    TimeoutError,
+    ValidationError,
+    check_callable,
+    check_choice,
+    check_number,
+)
 from rxllm.messages import Attempt, Outcome, Reply, Request
+from rxllm.operators.retry import Deadline
 from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
@@ -16,12 +26,17 @@ if TYPE_CHECKING:
 
     from reactivex import Observable
 
-    from rxllm.clock import Alarm
+    from rxllm.clock import Handle
     from rxllm.demand import DemandScheduler, Disposable, Observer
 
 __all__ = ["to_outcome"]
 
 T = TypeVar("T")
+
+SHORT = 0.001  # seconds: what is left of a deadline is not worth another timer
+LATE = (
+    1.0  # seconds that a deadline may be late by, at most a tenth of it: else its timers are many while it is put off
+)
 
 
 def to_outcome(
@@ -30,6 +45,7 @@ def to_outcome(
     attempts: list[Attempt] | None = None,
     deadline: float | None = None,
     on_failure: Literal["emit", "raise"] = "emit",
+    excused: Callable[[], float] | None = None,
 ) -> Callable[[Observable[Reply[T]]], Observable[Outcome[T]]]:
     """Wait for the end of a stream of replies and emit it as one `Outcome`: its last reply, or its error.
 
@@ -39,6 +55,7 @@ def to_outcome(
     Emits: one outcome, with the request it belongs to; its `error` is set when the source failed.
     Holds: the last reply.
     Errors: none: an error is a value here (but with `on_failure="raise"`). A source without a reply is a `DecodeError`.
+        One that `halts` is a value and then the end: of the `flat_map` that this is in, else of this stream.
     Completes: after the outcome.
     Dispose: cancels the source; then there is no outcome.
 
@@ -48,6 +65,8 @@ def to_outcome(
         deadline: seconds after which the source is cancelled, and the outcome is a `TimeoutError` that is not
             transient.
         on_failure: "emit", or "raise": the error of the source is the error of this stream.
+        excused: returns seconds, so far, and never less than before: what it grows by meanwhile is added to the
+            deadline. Give `gate.suspended`, and the wait for a quota that is used up does not count.
 
     Raises:
         ConfigError: an argument out of range.
@@ -57,22 +76,41 @@ def to_outcome(
         raise ConfigError(msg)
     check_number("deadline", deadline, above=0, optional=True)
     check_choice("on_failure", on_failure, ("emit", "raise"))
+    check_callable("excused", excused, optional=True)
+
+    limit = None if deadline is None else Deadline(deadline, excused)
 
     def apply(source: Observable[Reply[T]]) -> Observable[Outcome[T]]:
-        return ToOutcome(source, request, [] if attempts is None else attempts, deadline, raising=on_failure == "raise")
+        record = [] if attempts is None else attempts
+        return ToOutcome(source, request, record, limit, None, raising=on_failure == "raise")
 
     return apply
 
 
+class StageFlow(Flow):
+    """The flow of a stage's inner streams: what becomes a value there can still say that the stage is to halt."""
+
+    __slots__ = ("halt",)
+
+    def __init__(self, outer: Flow, halt: Callable[[Exception], None]) -> None:
+        super().__init__(outer.fail, outer)
+        self.halt = halt
+
+    def inner(self) -> StageFlow:
+        """Return the flow of inner streams of inner streams, which belong to the same stage."""
+        return StageFlow(self, self.halt)
+
+
 class ToOutcome(Stream[Outcome[T]]):
-    """The end of `source` as a value."""
+    """The end of `source` as a value. When its deadline began goes to `begun`, for the `Retry` that shares it."""
 
     def __init__(
         self,
         source: Observable[Reply[T]],
         request: Request,
         attempts: list[Attempt],
-        deadline: float | None,
+        deadline: Deadline | None,
+        begun: list[float] | None,
         *,
         raising: bool,
     ) -> None:
@@ -80,12 +118,13 @@ class ToOutcome(Stream[Outcome[T]]):
         self.request = request
         self.attempts = attempts
         self.deadline = deadline
+        self.begun = begun
         self.raising = raising
 
     def _start(self, observer: Observer[Outcome[T]], carrier: DemandScheduler) -> Disposable:
         ending = _Ending(self, observer, carrier)
         if self.deadline is not None:
-            ending.alarm = alarms(carrier.clock, self.deadline).start(ending.expire)
+            ending.alarm = alarms(carrier.clock, self.deadline.seconds).start(ending.expire)
         return connected(ending, ending.connect, self.source)
 
 
@@ -93,6 +132,7 @@ class _Ending:
     """One subscription of to_outcome."""
 
     __slots__ = (
+        "_begun",
         "_carrier",
         "_disposed",
         "_observer",
@@ -109,11 +149,16 @@ class _Ending:
         self._observer = observer
         self._carrier = carrier
         self._started = carrier.clock.seconds()
+        self._begun = self._started  # in the time that counts
+        if operator.deadline is not None:
+            self._begun = operator.deadline.counted(self._started)
+            if operator.begun is not None:
+                operator.begun.append(self._begun)
         self._reply: Reply[Any] | None = None
         self._stopped = False
         self._disposed = False
         self._upstream: Disposable | None = None
-        self.alarm: Alarm | None = None
+        self.alarm: Handle | None = None
 
     def connect(self, source: Observable[Reply[Any]]) -> None:
         upstream = subscribe(source, self, self._carrier)
@@ -123,9 +168,28 @@ class _Ending:
             self._upstream = upstream
 
     def expire(self) -> None:
+        """End at the deadline; what was excused meanwhile puts it off."""
+        deadline = self._operator.deadline
+        assert deadline is not None  # noqa: S101  for the type checkers
+        now = self._carrier.clock.seconds()
+        try:
+            counted = deadline.counted(now) - self._begun
+        except Exception as bug:  # of the user's function
+            self._give_up(bug)
+            return
+        left = deadline.seconds - counted
+        if left > SHORT:
+            self.alarm = self._carrier.call_later(max(left, min(LATE, deadline.seconds / 10)), self.expire)
+            return
+        message = f"not answered within {deadline.seconds:g} s"
+        excused = now - self._started - counted
+        if excused > SHORT:
+            message += f", with the {excused:g} s apart that it does not count"
+        self._give_up(TimeoutError(message, phase="deadline"))
+
+    def _give_up(self, error: Exception) -> None:
         self._release()
-        seconds = self._operator.deadline
-        self._end(TimeoutError(f"not answered within {seconds:g} s", phase="deadline"))
+        self._end(error)
 
     def on_next(self, reply: Reply[Any]) -> None:
         self._reply = reply
@@ -159,8 +223,17 @@ class _Ending:
                 seconds=self._carrier.clock.seconds() - self._started,
             )
         )
-        if not self._disposed:
+        if self._disposed:
+            return
+        if error is None or getattr(error, "halts", False) is not True:
             self._observer.on_completed()
+            return
+        flow = self._carrier.flow
+        if isinstance(flow, StageFlow):
+            flow.halt(error)
+            self._observer.on_completed()
+        else:
+            self._observer.on_error(error)
 
     def dispose(self) -> None:
         self._disposed = True

@@ -165,7 +165,7 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             if quota.limit <= 1:
                 return (quota,)
             limit, per = 1.0, quota.per / quota.limit  # one, in the time of one
-        return quota, msgspec.structs.replace(quota, limit=limit, per=per, burst=None)
+        return quota, msgspec.structs.replace(quota, limit=limit, per=per, burst=None, state=None)
 
     def window(self, unit: str, default: float = 60.0) -> float:
         """Return the seconds that a header about `unit` means."""

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from rxllm import clock, errors
-from rxllm.errors import CallError, ConfigError, InvalidRequestError, UnsupportedError, check_text
+from rxllm.errors import (
+    CallError,
+    ConfigError,
+    InvalidRequestError,
+    UnsupportedError,
+    check_callable,
+    check_number,
+    check_text,
+)
 from rxllm.messages import Reply, Request, Usage, chat
 from rxllm.policies.accounting import GENERIC, Accounting
 from rxllm.policies.tokens import TokenEstimator
 from rxllm.providers.base import Call, error_of, parsed, said_in, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["OpenAIProvider"]
 
@@ -82,16 +91,25 @@ class OpenAIProvider:
     Args:
         model: the model's name.
         accounting: how the server counts tokens when it admits a request.
+        count_tokens: request -> the tokens of its prompt; None: an estimate from its size, which replies calibrate.
 
     Raises:
-        ConfigError: the model is not a text.
+        ConfigError: the model is not a text, or `count_tokens` not callable.
     """
 
-    def __init__(self, model: str, *, accounting: Accounting = GENERIC) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        accounting: Accounting = GENERIC,
+        count_tokens: Callable[[Request], float] | None = None,
+    ) -> None:
         check_text("model", model)
+        check_callable("count_tokens", count_tokens, optional=True)
         self.model = model
         self.accounting = accounting
-        self.tokens = TokenEstimator()
+        self.count_tokens = count_tokens
+        self.tokens = TokenEstimator() if count_tokens is None else _OutputEstimator()
         self._priced = False  # somebody asks for costs, so it pays to learn
         self._replies = 0
 
@@ -145,7 +163,11 @@ class OpenAIProvider:
         return _tolerant(status, headers, body, reason)
 
     def cost(self, request: Request) -> dict[str, float]:
-        """Return an estimate from the size of the prompt and the tokens that the answer may have."""
+        """Return an estimate from the size of the prompt and the tokens that the answer may have.
+
+        Raises:
+            ConfigError: `count_tokens` raised something, or returned what is no number of tokens.
+        """
         self._priced = True
         model, size, limit, answers = self._measure(request)
         inputs, outputs = self.tokens.estimate(model, request.operation, size, limit)
@@ -159,7 +181,10 @@ class OpenAIProvider:
         self._replies += 1
         if self._replies > FIRST and self._replies % SOME:
             return
-        model, size, limit, answers = self._measure(request)
+        try:
+            model, size, limit, answers = self._measure(request)
+        except ConfigError:  # of the user's function: the answer is there and paid for, and the next cost says it
+            return
         self.tokens.learn(
             model,
             request.operation,
@@ -169,11 +194,12 @@ class OpenAIProvider:
             output_tokens=usage.output_tokens / answers,
         )
 
-    def _measure(self, request: Request) -> tuple[str, int, int | None, int]:
-        """Return model, bytes of the prompt, the most output tokens if it says so, and how many answers it wants."""
+    def _measure(self, request: Request) -> tuple[str, float, int | None, int]:
+        """Return model, size of the prompt, the most output tokens if it says so, and how many answers it wants."""
         body = _fields(request.body)
         limit = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or None
-        return str(body.get("model", self.model)), _length(body.get("messages")), limit, _count(body.get("n")) or 1
+        size = _length(body.get("messages")) if self.count_tokens is None else _counted(self.count_tokens, request)
+        return str(body.get("model", self.model)), size, limit, _count(body.get("n")) or 1
 
     def wrap(self, item: object) -> Request:
         """Return the chat request of a prompt."""
@@ -181,6 +207,36 @@ class OpenAIProvider:
             return chat(item)
         msg = f"expected a Request or a prompt (str), got {type(item).__name__}"
         raise InvalidRequestError(msg)
+
+
+class _OutputEstimator(TokenEstimator):
+    """Estimates of the output alone: the size of a prompt is its tokens, which somebody has counted."""
+
+    __slots__ = ()
+
+    def estimate(self, model: str, kind: str, characters: float, max_tokens: float | None) -> tuple[float, float]:
+        """Return the input tokens as they are, and an estimate of the output."""
+        return characters, super().estimate(model, kind, characters, max_tokens)[1]
+
+
+def _counted(count: Callable[[Request], float], request: Request) -> float:
+    """Return what the user's function says.
+
+    Raises:
+        ConfigError: it raised something, or returned what is no number of tokens.
+    """
+    try:
+        tokens = count(request)
+    except Exception as error:
+        problem = f"raised {type(error).__name__}: {error}"
+    else:
+        if not inspect.iscoroutine(tokens):
+            check_number("what count_tokens returns", tokens, least=0)
+            return tokens
+        tokens.close()
+        problem = "must be a plain function, and it is async"
+    msg = f"count_tokens {problem}"  # outside of the except block: the first error, and its frames, are no context
+    raise ConfigError(msg)
 
 
 def _error(status: int, headers: Mapping[str, str], body: bytes, said: Any) -> CallError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import json
 import pickle
 import random
@@ -21,6 +22,7 @@ from rxllm.errors import (
     CancelledError,
     ConfigError,
     InvalidRequestError,
+    QuotaExhaustedError,
     RateLimitedError,
     ServerError,
     TimeoutError,
@@ -339,12 +341,53 @@ def test_the_deadline_ends_an_attempt_in_the_air_and_the_outcome_has_it():
 
 
 def test_the_deadline_ends_a_wait_at_the_gate():
-    gate = Gate("1/hour")
+    gate = Gate("1 per 30 seconds")
     seen = run(Client(), ["a", "b"], gate=gate, deadline=10.0, ordered=True)
     assert seen.values[0].ok
     assert isinstance(seen.values[1].error, TimeoutError)
     assert seen.values[1].attempts == ()
+    assert seen.values[1].seconds == 10.0
     assert gate.statistics().waiting == 0
+
+
+def test_the_deadline_does_not_count_the_time_in_which_a_used_up_quota_suspends(monkeypatch):
+    highest(monkeypatch)
+    gate = Gate(rxllm.Quota(1, per=3600.0, margin=0.0))
+    client = Client(b=[(1.0, down()), (99.0, reply("B"))])
+    first, second = run(client, ["a", "b"], gate=gate, deadline=10.0, ordered=True).values
+    assert first.ok
+    assert [attempt.started for attempt in second.attempts] == [3600.0, 7200.0]
+    assert isinstance(second.error, TimeoutError)  # 1 s on the wire, half a second of back-off, 8.5 s on the wire
+    assert second.seconds == pytest.approx(7208.5)
+    assert str(second.error) == "not answered within 10 s, with the 7198.5 s apart that it does not count"
+    assert gate.statistics().in_flight == 0
+
+
+def test_a_hint_is_held_against_the_deadline_without_the_time_in_which_a_used_up_quota_suspends():
+    gate = Gate(rxllm.Quota(1, per=3600.0, margin=0.0))
+    client = Client(b=[(1.0, refused(2.0)), (3.0, refused(4.5))])
+    _, second = run(client, ["a", "b"], gate=gate, deadline=10.0, ordered=True).values
+    assert [attempt.started for attempt in second.attempts] == [3600.0, 7200.0]
+    assert isinstance(second.error, RateLimitedError)  # 1 and 2 and 3 s are counted, so its hint is beyond the deadline
+    assert second.seconds == 7203.0
+
+
+def test_what_was_suspended_before_a_request_was_pulled_is_not_added_to_its_deadline():
+    gate = Gate(rxllm.Quota(1, per=3600.0, margin=0.0))
+    client = Client(b=[(1.0, reply("B"))], c=[(99.0, reply("C"))])
+    scheduler = VirtualScheduler()
+    feed: rxllm.Feed[str] = rxllm.Feed()
+    seen = record(scheduler, feed.pipe(call(client, gate=gate, deadline=10.0)), until=0.0)
+    for item in "ab":
+        feed.put_nowait(item)
+    scheduler.run(until=7300.0)
+    assert [outcome.ok for outcome in seen.values] == [True, True]
+    assert gate.suspended() == 3600.0
+    feed.put_nowait("c")
+    feed.close()
+    scheduler.run()
+    assert isinstance(seen.values[2].error, TimeoutError)
+    assert seen.values[2].seconds == 10.0
 
 
 def draws(seed: int | None, *, twice: bool = False) -> list[list[float]]:
@@ -524,6 +567,88 @@ def test_on_failure_raise_ends_the_stream_with_the_error_itself():
     assert type(seen.end.value) is InvalidRequestError
     assert seen.end.at == 2.5
     assert client.sent == ["a", "b"]
+
+
+def counting(pulled: list[str]) -> Any:
+    """Return an endless source, and note what is taken of it."""
+    for n in itertools.count():
+        pulled.append(f"p{n}")
+        yield pulled[-1]
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["as-they-complete", "in-order"])
+def test_a_gate_that_runs_dry_ends_an_endless_stream_after_what_is_on_the_wire(ordered):
+    gate = Gate(rxllm.Quota(5, per=3600.0, on_exhausted="fail"), concurrency=2)
+    client = Client(p0=[(9.0, reply("P0"))], p2=[(1.0, down()), (1.0, reply("P2"))])
+    pulled: list[str] = []
+    seen = run(client, counting(pulled), gate=gate, window=4, ordered=ordered)
+    outcomes = {prompt(outcome.request): outcome for outcome in seen.values}
+    assert sorted(outcomes) == sorted(pulled)  # each of them once, and nothing more was taken
+    assert len(seen.values) == len(pulled) <= 5 + 4
+    assert len(client.sent) == 5
+    assert outcomes["p0"].text == "P0"
+    failed = [outcome for outcome in seen.values if not outcome.ok]
+    assert all(isinstance(outcome.error, QuotaExhaustedError) for outcome in failed)
+    assert sum(len(outcome.attempts) for outcome in seen.values) == 5
+    assert seen.end is not None
+    assert seen.end.kind == "error"
+    assert seen.end.value is next(o.error for o in sorted(failed, key=lambda o: o.started + o.seconds))
+    assert seen.end.at == 9.0
+    assert (gate.statistics().in_flight, gate.statistics().waiting) == (0, 0)
+    if ordered:
+        assert list(outcomes) == pulled
+
+
+def test_a_gate_that_runs_dry_ends_a_stream_that_raises_at_once():
+    gate = Gate(rxllm.Quota(2, per=3600.0, on_exhausted="fail"))
+    seen = run(Client(), counting([]), gate=gate, window=4, on_failure="raise")
+    assert seen.values == []
+    assert seen.end is not None
+    assert isinstance(seen.end.value, QuotaExhaustedError)
+
+
+def test_a_unit_that_no_cost_names_ends_an_endless_stream_and_not_each_of_its_requests():
+    pulled: list[str] = []
+    client = Client()
+    seen = run(client, counting(pulled), gate=Gate("1000 tokns/minute"))
+    assert pulled == ["p0"]
+    assert [prompt(outcome.request) for outcome in seen.values] == ["p0"]
+    assert seen.end is not None
+    assert isinstance(seen.end.value, ConfigError)
+    assert "counts tokns" in str(seen.end.value)
+    assert client.sent == []
+
+
+def test_a_loop_over_outcomes_ends_with_the_error_that_halts_after_the_last_of_them():
+    gate = Gate(rxllm.Quota(3, per=3600.0, on_exhausted="fail"))
+    texts = []
+    with (
+        rxllm.function(lambda n: f"text {n}") as client,
+        rxllm.iterate(rxllm.from_iterable(itertools.count()).pipe(call(client, gate=gate, window=2))) as outcomes,
+        pytest.raises(QuotaExhaustedError, match="3 requests per 3600 seconds is used up") as caught,
+    ):
+        for outcome in outcomes:
+            texts.append(outcome.text if outcome.ok else str(outcome.error))
+    assert {text for text in texts if text.startswith("text")} == {"text 0", "text 1", "text 2"}
+    assert 4 <= len(texts) <= 5
+    assert {text for text in texts if not text.startswith("text")} == {str(caught.value)}
+    assert caught.value.retry_after == pytest.approx(3600, abs=60)
+
+
+def test_a_failed_outcome_of_before_whose_error_halts_is_an_item_like_another():
+    failed = Outcome(request=chat("x"), error=QuotaExhaustedError("used up"))
+    seen = run(Client(), [failed, "a"], ordered=True)
+    assert seen.values[0] is failed
+    assert seen.values[1].text == "A"
+    assert seen.end is not None
+    assert seen.end.kind == "completed"
+
+
+def test_a_lane_of_a_gate_is_as_good_as_the_gate():
+    gate = Gate("100/minute", concurrency=1)
+    seen = run(Client(), ["a", "b"], gate=gate.lane("grader", weight=2), ordered=True)
+    assert [outcome.text for outcome in seen.values] == ["A", "B"]
+    assert {lane.name: lane.admitted for lane in gate.statistics().lanes}["grader"] == 2
 
 
 def test_disposing_leaves_nothing():

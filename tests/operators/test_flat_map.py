@@ -17,9 +17,9 @@ from reactivex.subject import Subject
 
 import rxllm
 from rxllm import Outcome, Request
-from rxllm.errors import ConfigError, ServerError
-from rxllm.operators import flat_map
-from rxllm.testing import Cold, Event, Script, Subscription, Taker, VirtualScheduler, cold, marbles, record
+from rxllm.errors import ConfigError, QuotaExhaustedError, ServerError
+from rxllm.operators import expand, flat_map, tee, to_outcome
+from rxllm.testing import Cold, Event, Recorder, Script, Subscription, Taker, VirtualScheduler, cold, marbles, record
 
 
 class Calls:
@@ -293,6 +293,404 @@ def test_flat_map_refuses_bad_arguments_by_name_and_value(arguments: dict[str, A
     with pytest.raises(ConfigError) as refusal:
         flat_map(**{"mapper": rx.just, **arguments})
     assert str(refusal.value) == message
+
+
+# an error that halts
+
+DRY = QuotaExhaustedError("used up")
+HALTING: Any = {"a": "---A|", "b": "-#", "c": "--C|", "d": "D|", "e": "E|"}
+
+
+class Halting:
+    """A mapper whose streams are scripted by item; those that fail halt."""
+
+    def __init__(self, scheduler: VirtualScheduler) -> None:
+        self.scheduler = scheduler
+        self.started: list[str] = []
+
+    def __call__(self, item: str) -> Cold:
+        self.started.append(item)
+        return cold(self.scheduler, HALTING[item], error=DRY)
+
+
+def letters(events: list[Event]) -> list[Event]:
+    """Return events with a small letter for each failed outcome: its item's."""
+    return [e._replace(value=e.value.request.body) if isinstance(e.value, Outcome) else e for e in events]
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "expected", "released"),
+    [
+        pytest.param("abc---d|", {"window": 3}, "--bAC#", 2, id="what-is-in-progress-ends-as-it-does"),
+        pytest.param("abc---d|", {"window": 3, "ordered": True}, "---A(bC)#", 2, id="in-order-and-then-the-error"),
+        pytest.param("abcd---|", {"window": 2}, "--(bc)A#", 2, id="what-waits-for-a-place-fails-with-it"),
+        pytest.param("(bacde)|", {"window": 1}, "-(bacde#)", 1, id="all-that-waits"),
+        pytest.param("(bacde)|", {"window": 1, "ordered": True}, "-(bacde#)", 1, id="all-that-waits-in-order"),
+        pytest.param("abc---d|", {"window": 3, "on_failure": "raise"}, "--#", 2, id="raise-ends-it-at-once"),
+        pytest.param("ab|", {"window": 2}, "--bA#", 2, id="a-source-that-has-completed"),
+        pytest.param("ab-d-e|", {"window": 9}, "--bA#", 2, id="nothing-more-is-taken"),
+    ],
+)
+def test_an_error_that_halts_ends_the_stage_after_what_is_in_progress(
+    source: str, settings: dict[str, Any], expected: str, released: float
+) -> None:
+    scheduler = VirtualScheduler()
+    mapper = Halting(scheduler)
+    origin = cold(scheduler, source)
+    seen = record(scheduler, origin.pipe(flat_map(mapper, **settings)))
+    assert marbles(letters(seen.events)) == expected
+    assert seen.end is not None
+    assert seen.end.value is DRY
+    assert all(outcome.error is DRY for outcome in seen.values if isinstance(outcome, Outcome))
+    assert origin.subscriptions == [Subscription(0.0, released)]
+    assert not set(mapper.started) & {"d", "e"}
+    assert scheduler.pending == 0
+
+
+def test_a_mapper_whose_error_halts_is_not_asked_again() -> None:
+    scheduler = VirtualScheduler()
+    asked: list[int] = []
+
+    def mapper(n: int) -> Observable[int]:
+        asked.append(n)
+        error = ConfigError("no cost will name it")
+        error.halts = n == 1
+        raise error
+
+    seen = record(scheduler, rxllm.from_iterable(itertools.count()).pipe(flat_map(mapper, window=4)))
+    assert asked == [0, 1]
+    assert [outcome.request.body for outcome in seen.values] == [0, 1]
+    assert seen.end == Event(0.0, "error", seen.values[1].error)
+    assert scheduler.pending == 0
+
+
+def test_only_true_halts() -> None:
+    class ForeignError(Exception):
+        halts = "yes"
+
+    seen = record(VirtualScheduler(), rx.of(1, 2).pipe(flat_map(lambda _n: rx.throw(ForeignError()), window=1)))
+    assert len(seen.values) == 2
+    assert seen.end == Event(0.0, "completed")
+
+
+def test_the_first_error_that_halts_is_the_last_event_and_that_of_the_source_goes_before() -> None:
+    scheduler = VirtualScheduler()
+    errors = [QuotaExhaustedError("first"), QuotaExhaustedError("second")]
+    streams = [cold(scheduler, "-#", error=errors[0]), cold(scheduler, "---#", error=errors[1])]
+    seen = record(scheduler, rx.of(0, 1).pipe(flat_map(lambda n: streams[n], window=2)))
+    assert [outcome.error for outcome in seen.values] == errors
+    assert seen.end is not None
+    assert seen.end.value is errors[0]
+    source = cold(scheduler, "a#", error=ServerError("source"))
+    seen = record(scheduler, source.pipe(flat_map(lambda _item: cold(scheduler, "--#", error=DRY), window=2)))
+    assert seen.end is not None
+    assert isinstance(seen.end.value, ServerError)
+
+
+def halted(request: Request) -> Observable[Any]:
+    return rx.throw(DRY).pipe(to_outcome(request))
+
+
+@pytest.mark.parametrize(
+    "mapper",
+    [
+        pytest.param(halted, id="directly"),
+        pytest.param(lambda request: halted(request).pipe(ops.map(lambda outcome: outcome)), id="behind-map"),
+        pytest.param(lambda request: halted(request).pipe(ops.retry(3)), id="behind-retry"),
+        pytest.param(lambda request: halted(request).pipe(expand(lambda _outcome: None)), id="behind-expand"),
+        pytest.param(
+            lambda request: rx.of(request).pipe(expand(lambda item: halted(item) if item is request else None)),
+            id="inside-expand",
+        ),
+    ],
+)
+@pytest.mark.parametrize("ordered", [False, True], ids=["as-they-complete", "in-order"])
+def test_an_outcome_whose_error_halts_is_the_only_one_of_its_item(mapper: Any, ordered: bool) -> None:
+    requests = [Request(body=n) for n in range(3)]
+    pulled = iter(requests)
+    stage = flat_map(mapper, window=1, ordered=ordered)
+    seen = record(VirtualScheduler(), rxllm.from_iterable(pulled).pipe(stage))
+    outcomes = [value for value in seen.values if isinstance(value, Outcome)]
+    assert [(outcome.request, outcome.error) for outcome in outcomes] == [(requests[0], DRY)]
+    assert seen.end == Event(0.0, "error", DRY)
+    assert next(pulled) is requests[1]
+
+
+def test_a_stage_that_raises_ends_at_once_also_by_an_outcome_whose_error_halts() -> None:
+    scheduler = VirtualScheduler()
+    streams = [Script((5.0, "a")), Script((1.0, DRY)).pipe(to_outcome(Request(body="b")))]
+    seen = record(scheduler, rx.of(0, 1).pipe(flat_map(lambda n: streams[n], window=2, on_failure="raise")))
+    assert seen.end == Event(1.0, "error", DRY)
+    assert "a" not in seen.values
+    assert scheduler.pending == 0
+
+
+def test_an_item_of_several_that_halts_keeps_what_it_had_and_fails_itself() -> None:
+    scheduler = VirtualScheduler()
+    seen = record(scheduler, rx.of("x").pipe(flat_map(lambda _x: cold(scheduler, "AB#", error=DRY), window=1)))
+    assert marbles(letters(seen.events)) == "AB(x#)"
+
+
+def test_what_is_in_progress_inside_an_item_that_halts_is_not_lost() -> None:
+    scheduler = VirtualScheduler()
+    requests = [Request(body=n) for n in range(3)]
+
+    def try_one(request: Request) -> Observable[Any]:
+        script: Script[Any] = Script((request.body + 1.0, DRY if request.body == 0 else rxllm.Reply(value="good")))
+        return script.pipe(to_outcome(request))
+
+    stage = flat_map(lambda batch: rx.of(*batch).pipe(ops.flat_map(try_one)), window=2)
+    seen = record(scheduler, rx.of(requests, requests).pipe(stage))
+    assert [outcome.request.body for outcome in seen.values] == [0, 0, 1, 1, 2, 2]
+    assert seen.end == Event(3.0, "error", DRY)
+
+
+def test_a_stage_inside_an_item_halts_and_then_the_one_around_it() -> None:
+    scheduler = VirtualScheduler()
+    scripts: Any = {"a": Script((1.0, "A")), "b": Script((0.5, DRY)), "z": Script((9.0, "Z"))}
+    outer = flat_map(
+        lambda batch: rxllm.from_iterable(batch).pipe(flat_map(lambda item: scripts[item], window=2)), window=2
+    )
+    batches = [["a", "b", "x"], ["z"], ["never"]]
+    seen = record(scheduler, rxllm.from_iterable(batches).pipe(outer))
+    failed = [value.request.body if isinstance(value, Outcome) else value for value in seen.values]
+    assert failed == ["b", "A", ["a", "b", "x"], "Z"]
+    assert seen.end == Event(9.0, "error", DRY)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    delays=st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    dry=st.integers(0, 40),
+    window=st.integers(1, 5),
+    room=st.integers(1, 4),
+    ordered=st.booleans(),
+    waits=st.booleans(),
+)
+def test_every_item_pulled_gives_one_outcome_also_when_the_stage_halts(  # noqa: PLR0917  drawn by hypothesis
+    delays: list[int], dry: int, window: int, room: int, ordered: bool, waits: bool
+) -> None:
+    scheduler = VirtualScheduler()
+    pulled: list[int] = []
+    at_halt: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in itertools.count():
+            pulled.append(n)
+            yield n
+
+    def mapper(n: int) -> Observable[int]:
+        assert not at_halt
+        script: Script[int] = Script((float(delays[n % len(delays)]), DRY if n >= dry else n))
+        return script.pipe(ops.do_action(on_error=lambda _error: at_halt.append(len(pulled))))
+
+    source: Any = rxllm.from_iterable(items())
+    if not waits:  # some of them wait for a place
+        source = rx.timer(0.0, 0.25).pipe(ops.do_action(pulled.append))
+    taker = Taker(scheduler, room).connect(source.pipe(flat_map(mapper, window=window, ordered=ordered)))
+    for _ in range(2_000):
+        scheduler.advance(0.5)
+        taker.take(room)
+        if taker.ended is not None:
+            break
+    got = [taken.request.body if isinstance(taken, Outcome) else taken for taken in taker.taken]
+    assert sorted(got) == sorted(pulled)
+    assert not ordered or got == pulled
+    assert taker.ended is not None
+    assert taker.ended.value is DRY
+    assert len(pulled) == at_halt[0]  # nothing was pulled after the first of them
+    assert scheduler.pending == 0
+
+
+def numbers(value: Any) -> list[int]:
+    """Return the items that `value` is about: one, a list of them, or what is in the request of a failed outcome."""
+    if isinstance(value, Outcome):
+        return numbers(value.request.body)
+    return [n for item in value for n in numbers(item)] if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["as-they-complete", "in-order"])
+@pytest.mark.parametrize(
+    "between",
+    [(), (ops.map(lambda item: item),), (ops.buffer_with_count(2),)],
+    ids=["nothing-between", "map-between", "buffer-between"],
+)
+def test_what_is_in_progress_in_the_stages_above_is_not_lost_when_one_halts(between: Any, ordered: bool) -> None:
+    scheduler = VirtualScheduler()
+    pulled: list[int] = []
+    started: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in itertools.count():
+            pulled.append(n)
+            yield n
+
+    def first(n: int) -> Observable[int]:
+        return Script((1.0 + n % 4, ServerError("down") if n == 4 else n))
+
+    def last(item: Any) -> Observable[Any]:
+        started.extend(numbers(item))
+        return Script((0.5, DRY if len(started) > 2 else item))
+
+    above = [flat_map(first, window=4, ordered=ordered), flat_map(lambda item: Script((0.25, item)), window=3)]
+    stream = rxllm.from_iterable(items()).pipe(*above, *between, flat_map(last, window=2, ordered=ordered))
+    seen = record(scheduler, stream)
+    got = [n for value in seen.values for n in numbers(value)]
+    assert sorted(got) == pulled
+    assert len(started) <= 6
+    assert seen.end is not None
+    assert seen.end.value is DRY
+    assert scheduler.pending == 0
+
+
+def test_an_item_that_failed_in_a_stage_above_stays_what_it_is_when_the_one_below_halts() -> None:
+    scheduler = VirtualScheduler()
+    scripts: Any = {"a": Script((0.5, "A")), "b": Script((2.0, ServerError("down"))), "c": Script((3.0, "C"))}
+    stages = flat_map(lambda item: scripts[item], window=3), flat_map(lambda _item: Script((1.0, DRY)), window=3)
+    seen = record(scheduler, rxllm.from_iterable(["a", "b", "c"]).pipe(*stages))
+    assert [(value.request.body, str(value.error)) for value in seen.values] == [
+        ("A", "used up"),
+        ("b", "down"),
+        ("C", "used up"),
+    ]
+    assert seen.end == Event(3.0, "error", DRY)
+
+
+class Numbers:
+    """An endless source that counts what is taken of all its iterators."""
+
+    taken = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for n in itertools.count():
+            Numbers.taken += 1
+            yield n
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        pytest.param(ops.repeat(), id="repeat"),
+        pytest.param(lambda stream: rx.concat(stream, rxllm.from_iterable(Numbers())), id="concat-a-source"),
+        pytest.param(lambda stream: rx.concat(stream, stream, stream), id="concat-a-stage"),
+    ],
+)
+def test_what_subscribes_another_source_for_the_one_that_was_stopped_is_cut_off(again: Any) -> None:
+    scheduler = VirtualScheduler()
+    Numbers.taken = 0
+    first = flat_map(lambda n: Script((1.0, n)), window=2)
+    last = flat_map(lambda n: Script((0.0, DRY if n > 5 else n)), window=2)
+    seen = record(scheduler, rxllm.from_iterable(Numbers()).pipe(first, again, last), until=100.0)
+    assert seen.end is not None
+    assert seen.end.value is DRY
+    assert seen.end.at < 10.0
+    assert len(seen.values) < 20
+    assert Numbers.taken <= 7 + 2 + 2 + 2  # those up to the one that halts, and what the windows and the buffer hold
+    assert scheduler.pending == 0
+
+
+def test_a_stage_above_that_raises_ends_what_it_has_begun_when_the_one_below_halts() -> None:
+    scheduler = VirtualScheduler()
+    scripts: Any = {"a": Script((0.5, "A")), "b": Script((2.0, "B")), "c": Script((1.0, "C"))}
+    first = flat_map(lambda item: scripts[item], window=2, on_failure="raise")
+
+    def halting(_item: str) -> Observable[str]:
+        raise DRY
+
+    seen = record(scheduler, cold(scheduler, "(abc)---|").pipe(first, flat_map(halting, window=3)))
+    assert [value.request.body for value in seen.values] == ["A", "C", "B"]
+    assert seen.end == Event(2.0, "error", DRY)
+
+
+def test_the_error_that_halts_is_the_end_also_when_a_stage_above_fails_after_it() -> None:
+    scheduler = VirtualScheduler()
+    scripts: Any = {"a": Script((0.5, "A")), "b": Script((2.0, ServerError("down")))}
+    first = flat_map(lambda item: scripts[item], window=2, on_failure="raise")
+    seen = record(
+        scheduler, rxllm.from_iterable(["a", "b"]).pipe(first, flat_map(lambda _item: rx.throw(DRY), window=3))
+    )
+    assert [value.request.body for value in seen.values] == ["A"]
+    assert seen.end == Event(2.0, "error", DRY)
+
+
+def test_the_error_that_halts_is_the_end_also_when_the_source_of_a_stage_above_has_failed() -> None:
+    scheduler = VirtualScheduler()
+    scripts: Any = {"a": Script((1.0, "A")), "b": Script((3.0, "B"))}
+    source = cold(scheduler, "(ab)#", error=ServerError("source"))
+    first = flat_map(scripts.__getitem__, window=2)
+    seen = record(scheduler, source.pipe(first, flat_map(lambda _item: rx.throw(DRY), window=3)))
+    assert [value.request.body for value in seen.values] == ["A", "B"]
+    assert seen.end == Event(3.0, "error", DRY)
+
+
+@pytest.mark.parametrize("on_failure", ["emit", "raise"])
+def test_a_stage_that_comes_after_the_halt_of_the_one_below_starts_nothing(on_failure: Any) -> None:
+    scheduler = VirtualScheduler()
+    started: list[str] = []
+
+    def first(name: str) -> Callable[[int], Observable[str]]:
+        def mapper(n: int) -> Observable[str]:
+            started.append(f"{name}{n}")
+            return Script((1.0, f"{name}{n}"))
+
+        return mapper
+
+    a, b = (rxllm.from_iterable(range(9)).pipe(flat_map(first(name), window=2, on_failure=on_failure)) for name in "ab")
+    seen = record(scheduler, rx.concat(a, b).pipe(flat_map(lambda _item: rx.throw(DRY), window=9)), until=50.0)
+    assert set(started) <= {"a0", "a1", "a2", "a3"}
+    assert seen.end is not None
+    assert seen.end.value is DRY
+    assert scheduler.pending == 0
+
+
+def test_of_two_stages_above_each_ends_what_it_has_begun_and_a_third_that_comes_later_starts_nothing() -> None:
+    scheduler = VirtualScheduler()
+    scripts = {"a": Script((0.5, "A")), "b": Script((3.0, "B")), "c": Script((1.0, "C"))}
+    stages = [rxllm.from_iterable(name).pipe(flat_map(scripts.__getitem__, window=1)) for name in (["a"], ["b"], ["c"])]
+    above = rx.merge(*stages[:2], stages[2].pipe(ops.delay_subscription(1.0)))
+    seen = record(scheduler, above.pipe(flat_map(lambda _item: rx.throw(DRY), window=9)))
+    assert [value.request.body for value in seen.values] == ["A", "B"]
+    assert scripts["c"].started == 0
+    assert seen.end == Event(3.0, "error", DRY)
+    assert scheduler.pending == 0
+
+
+def test_what_comes_at_once_of_a_stage_that_was_subscribed_after_the_halt_fails_too() -> None:
+    scheduler = VirtualScheduler()
+    scripts = {"b": Script((3.0, "B")), "c": Script((1.0, "C"))}
+    first, late = (Script((0.0, name)).pipe(flat_map(scripts.__getitem__, window=1)) for name in "bc")
+    above = rx.merge(rx.of("a"), first, late.pipe(ops.delay_subscription(1.0)))
+    seen = record(scheduler, above.pipe(flat_map(lambda _item: rx.throw(DRY), window=9)))
+    assert [value.request.body for value in seen.values] == ["a", "c", "B"]
+    assert scripts["c"].started == 0
+    assert seen.end == Event(3.0, "error", DRY)
+
+
+def test_stages_inside_an_item_are_not_cut_short_when_a_stage_below_halts() -> None:
+    scheduler = VirtualScheduler()
+    inner = flat_map(lambda n: Script((1.0, n)), window=1)
+    above = flat_map(lambda n: rxllm.from_iterable([n, n + 1, n + 2]).pipe(inner), window=1)
+    seen = record(scheduler, rxllm.from_iterable([0, 10]).pipe(above, flat_map(lambda _n: rx.throw(DRY), window=1)))
+    assert [value.request.body for value in seen.values] == [0, 1, 2]
+    assert seen.end == Event(3.0, "error", DRY)
+
+
+def test_a_halt_of_one_branch_of_tee_leaves_the_other_alone() -> None:
+    scheduler = VirtualScheduler()
+    stage = flat_map(lambda n: Script((1.0, n)), window=2)
+    one, other = rxllm.from_iterable(range(6)).pipe(stage, tee(2))
+    halting = Recorder(scheduler)
+    halting.subscription = one.pipe(flat_map(lambda n: rx.throw(DRY) if n == 2 else rx.of(n), window=1)).subscribe(
+        halting,  # type: ignore[arg-type]
+        scheduler=scheduler,
+    )
+    seen = record(scheduler, other)
+    assert seen.values == list(range(6))
+    assert seen.end is not None
+    assert seen.end.kind == "completed"
+    assert halting.end is not None
+    assert halting.end.value is DRY
+    assert scheduler.pending == 0
 
 
 # awaitables

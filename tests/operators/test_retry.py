@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from reactivex import abc
 from reactivex.disposable import Disposable
 
-from rxllm.errors import ConfigError, InvalidRequestError, RateLimitedError, ServerError
+from rxllm.errors import (
+    ConfigError,
+    InvalidRequestError,
+    QuotaExhaustedError,
+    RateLimitedError,
+    ServerError,
+    StoreError,
+)
 from rxllm.operators import retry
 from rxllm.policies.backoff import Backoff
 from rxllm.testing import Event, Script, Subscription, VirtualScheduler, cold, marbles, record
@@ -62,6 +69,8 @@ def transient() -> ServerError:
         pytest.param([transient()], 3, [0, 2, 5], "------#", id="tries-used-up"),
         pytest.param([transient()], 1, [0], "-#", id="one-try-is-no-retry"),
         pytest.param([InvalidRequestError("no")], 3, [0], "-#", id="what-is-not-transient-is-not-retried"),
+        pytest.param([QuotaExhaustedError("used up", None, 1.0)], 3, [0], "-#", id="a-used-up-quota-is-not-waited-for"),
+        pytest.param([StoreError("silent")], 3, [0], "-#", id="nor-is-a-store"),
         pytest.param([ValueError("bug")], 3, [0], "-#", id="errors-of-other-packages-are-not-transient"),
         pytest.param(
             [RateLimitedError("429"), RateLimitedError("429"), transient(), None],
@@ -139,6 +148,21 @@ def test_retry_starts_no_try_after_the_deadline_however_many_refusals() -> None:
     assert marbles(seen.events) == "---------#"
 
 
+def test_the_deadline_does_not_count_what_is_excused_meanwhile() -> None:
+    scheduler = VirtualScheduler()
+    source = Starts(scheduler, RateLimitedError("429"))
+
+    def excused() -> float:  # from 1 s before it is subscribed on, and 100 s from its 4th second on
+        return min(scheduler.seconds(), 1.0) + max(0.0, min(scheduler.seconds(), 105.0) - 5.0)
+
+    scheduler.run(until=1.0)
+    stream = source.stream.pipe(retry(Backoff(base=1.0, cap=2.0), deadline=10.0, draw=highest, excused=excused))
+    seen = record(scheduler, stream)
+    assert source.at == [1, 3, *range(6, 109, 3)]
+    assert seen.end is not None
+    assert seen.end.at == 109.0
+
+
 def test_a_hint_beyond_the_deadline_ends_at_once() -> None:
     scheduler = VirtualScheduler()
     error = RateLimitedError("429", None, 500.0)
@@ -211,6 +235,7 @@ def test_a_hint_that_is_no_number_is_no_hint() -> None:
         ({"deadline": float("nan")}, "deadline must be a finite number > 0, got nan"),
         ({"deadline": None}, "deadline must be a finite number > 0, got None"),
         ({"draw": 0.5}, "draw must be callable, got 0.5"),
+        ({"excused": 0.5}, "excused must be callable or None, got 0.5"),
     ],
 )
 def test_retry_refuses_bad_arguments_by_name_and_value(arguments: dict[str, Any], message: str) -> None:

@@ -12,8 +12,9 @@ from reactivex.subject import Subject
 from reactivex.testing import ReactiveTest, TestScheduler
 
 import rxllm
+from rxllm import Outcome
 from rxllm.demand import DemandScheduler, Flow
-from rxllm.errors import ConfigError, InvalidRequestError
+from rxllm.errors import ConfigError, InvalidRequestError, QuotaExhaustedError
 from rxllm.gate import Gate
 from rxllm.operators import flat_map, throttle
 from rxllm.policies.quota import Quota
@@ -234,6 +235,129 @@ def test_a_cost_that_cannot_be_kept_fails_the_stream_in_its_turn(
     assert scheduler.pending == 0
 
 
+def shown(values: list[Any]) -> list[Any]:
+    """Return items as they are, and failed outcomes as a pair: the item, the class of the error."""
+    return [(v.request.body, type(v.error).__name__) if isinstance(v, Outcome) else v for v in values]
+
+
+@pytest.mark.parametrize("room", [1, 9])
+def test_a_cost_that_cannot_be_kept_is_an_outcome_in_its_turn_if_asked_for(room: int) -> None:
+    scheduler = VirtualScheduler()
+    costs: dict[str, Any] = {"a": 4, "b": 11, "c": "4", "d": 6, "e": 1}
+    source = cold(scheduler, "(abcde)|")
+    stage = throttle(exact(10, 5.0, "tokens"), cost=costs.__getitem__, on_failure="emit")
+    taker = Taker(scheduler, room).connect(source.pipe(stage))
+    while taker.ended is None:
+        scheduler.advance(1.0)
+        taker.take()
+    expected = ["a", ("b", "InvalidRequestError"), ("c", "ConfigError"), "d", "e"]
+    assert shown(taker.taken + taker.held) == expected
+    assert taker.ended.kind == "completed"
+    assert scheduler.pending == 0
+
+
+@pytest.mark.parametrize("room", [1, 3, 99])
+@pytest.mark.parametrize("ends", [False, True], ids=["a-source-that-goes-on", "a-source-that-has-ended"])
+def test_a_quota_that_runs_dry_fails_all_that_is_held_and_ends_the_stream(room: int, ends: bool) -> None:
+    scheduler = VirtualScheduler()
+    pulled: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in range(20 if ends else 10_000):
+            pulled.append(n)
+            yield n
+
+    quota = Quota(5, per=3600.0, on_exhausted="fail")
+    taker = Taker(scheduler, room).connect(rxllm.from_iterable(items()).pipe(throttle(quota, on_failure="emit")))
+    while taker.ended is None:
+        scheduler.advance(1.0)
+        assert len(taker.held) <= room
+        taker.take(1)
+    got = shown(taker.taken + taker.held)
+    assert got == [0, 1, 2, 3, 4, *((n, "QuotaExhaustedError") for n in pulled[5:])]
+    assert len(pulled) <= 5 + 1 + 64
+    assert isinstance(taker.ended.value, QuotaExhaustedError)
+    assert scheduler.pending == 0
+
+
+def test_what_would_still_fit_into_a_quota_that_has_run_dry_fails_too() -> None:
+    scheduler = VirtualScheduler()
+    quota = Quota(10, per=3600.0, unit="tokens", on_exhausted="fail")
+    costs = {"a": 6, "b": 6, "c": 1}
+    stage = throttle(quota, cost=costs.__getitem__, on_failure="emit")
+    seen = record(scheduler, cold(scheduler, "(abc)|").pipe(stage))
+    assert shown(seen.values) == ["a", ("b", "QuotaExhaustedError"), ("c", "QuotaExhaustedError")]
+    assert seen.end is not None
+    assert seen.end.value is seen.values[1].error is seen.values[2].error
+
+
+def test_a_gate_that_closes_fails_the_item_that_waits_as_an_outcome() -> None:
+    scheduler = VirtualScheduler()
+    gate = Gate(exact(10, 5.0, "tokens"))
+    source = cold(scheduler, "abc|")
+    seen = record(scheduler, source.pipe(throttle(gate, cost=lambda _item: 6, on_failure="emit")), until=3.5)
+    gate.close()
+    scheduler.run()
+    assert shown(seen.values) == ["a", ("b", "ConfigError"), ("c", "ConfigError")]
+    assert seen.end == Event(3.5, "completed")
+    assert scheduler.pending == 0
+
+
+def test_who_is_turned_away_when_the_room_is_gone_fails_when_there_is_room_again() -> None:
+    scheduler = VirtualScheduler()
+    gate = Gate(exact(1, 50.0))
+    taker = Taker(scheduler, 1)
+    taker.connect(rxllm.from_iterable(range(2)).pipe(throttle(gate, on_failure="emit")))
+    scheduler.run(1.0)
+    taker.take()
+    scheduler.run(2.0)  # it applies, for it sees room
+    taker.held.append("another's")
+    gate.close()
+    scheduler.run(3.0)
+    assert taker.held == ["another's"]
+    taker.take()
+    scheduler.run()
+    assert shown(taker.held) == [(1, "ConfigError")]
+    assert scheduler.pending == 0
+
+
+def test_a_quota_that_runs_dry_ends_a_stream_that_raises_at_once() -> None:
+    scheduler = VirtualScheduler()
+    source = cold(scheduler, "abc---|")
+    seen = record(scheduler, source.pipe(throttle(Quota(1, per=3600.0, on_exhausted="fail"))))
+    assert seen.values == ["a"]
+    assert seen.end is not None
+    assert (seen.end.at, type(seen.end.value)) == (1.0, QuotaExhaustedError)
+    assert source.subscriptions == [Subscription(0.0, 1.0)]
+
+
+def test_a_call_below_gives_an_outcome_for_each_item_that_was_pulled() -> None:
+    pulled: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in range(10_000):
+            pulled.append(n)
+            yield n
+
+    limited = throttle(Quota(3, per=3600.0, on_exhausted="fail"), on_failure="emit")
+    got: list[Outcome[Any]] = []
+    with (
+        rxllm.function(lambda n: 10 * n) as client,
+        rxllm.iterate(rxllm.from_iterable(items()).pipe(limited, rxllm.call(client))) as outcomes,
+        pytest.raises(QuotaExhaustedError),
+    ):
+        got.extend(outcomes)
+    assert sorted(outcome.value for outcome in got if outcome.ok) == [0, 10, 20]
+    assert sorted(outcome.request.body for outcome in got) == pulled
+
+
+def test_a_lane_of_a_gate_is_as_good_as_the_gate() -> None:
+    gate = Gate("100/minute")
+    seen = record(VirtualScheduler(), rx.of("a").pipe(throttle(gate.lane("grader"))))
+    assert seen.values == ["a"]
+    assert {lane.name: lane.admitted for lane in gate.statistics().lanes}["grader"] == 1
+
+
 def test_two_subscriptions_share_the_quota() -> None:
     scheduler = VirtualScheduler()
     limited = throttle(exact(1, 2.0))
@@ -347,10 +471,11 @@ def test_throttle_feeds_a_stage_no_more_than_it_can_start() -> None:
         ((5,), 'a quota must be a Quota or a text such as "500 requests/minute", got 5'),
         (("500",), "cannot read quota '500': expected '/' or 'per' at the end"),
         (("1/second", 5), "cost must be callable or None, got 5"),
+        (("1/second", None, "drop"), "on_failure must be 'emit' or 'raise', got 'drop'"),
     ],
 )
 def test_throttle_refuses_bad_arguments_by_name_and_value(arguments: tuple[Any, ...], message: str) -> None:
-    options: Mapping[str, Any] = {"cost": arguments[1]} if len(arguments) > 1 else {}
+    options: Mapping[str, Any] = dict(zip(("cost", "on_failure"), arguments[1:], strict=False))
     with pytest.raises(ConfigError) as refusal:
         throttle(arguments[0], **options)
     assert str(refusal.value) == message

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reactivex.testing import ReactiveTest, TestScheduler
 
-from rxllm.errors import CancelledError, ConfigError, DecodeError, ServerError, TimeoutError, ValidationError
+from rxllm.errors import (
+    CancelledError,
+    ConfigError,
+    DecodeError,
+    QuotaExhaustedError,
+    ServerError,
+    TimeoutError,
+    ValidationError,
+)
 from rxllm.gate import Gate
 from rxllm.messages import Attempt, Outcome, Reply, chat
 from rxllm.operators import admit, retry, to_outcome, validate
@@ -66,6 +74,120 @@ def test_the_deadline_is_an_error_that_is_not_tried_again() -> None:
     assert isinstance(outcome.error, TimeoutError)
     assert (outcome.error.phase, outcome.error.transient) == ("deadline", False)
     assert str(outcome.error) == "not answered within 2.5 s"
+
+
+@pytest.mark.parametrize(("on_failure", "expected"), [("emit", "--(Q#)"), ("raise", "--#")], ids=str)
+def test_an_error_that_halts_is_the_end_after_the_outcome(on_failure: Any, expected: str) -> None:
+    scheduler = VirtualScheduler()
+    dry = QuotaExhaustedError("used up")
+    seen = record(scheduler, cold(scheduler, "--#", error=dry).pipe(to_outcome(REQUEST, on_failure=on_failure)))
+    events = [event._replace(value=shown(event.value)) if event.kind == "next" else event for event in seen.events]
+    assert marbles(events) == expected
+    assert seen.end == Event(2.0, "error", dry)
+
+
+def test_a_dispose_at_the_outcome_of_an_error_that_halts_is_not_followed_by_the_end() -> None:
+    scheduler = VirtualScheduler()
+
+    class Leaving(Recorder):
+        def on_next(self, value: Any) -> None:
+            super().on_next(value)
+            self.dispose()
+
+    seen = Leaving(scheduler)
+    stream = cold(scheduler, "-#", error=QuotaExhaustedError("used up")).pipe(to_outcome(REQUEST))
+    seen.subscription = stream._start(seen, carrier(scheduler))  # type: ignore[attr-defined]
+    scheduler.run()
+    assert [event.kind for event in seen.events] == ["next"]
+
+
+class Excuses:
+    """What grows while it is between one of `spans`, in the time of `scheduler`."""
+
+    def __init__(self, scheduler: VirtualScheduler, *spans: tuple[float, float]) -> None:
+        self.scheduler = scheduler
+        self.spans = spans
+        self.asked = 0
+
+    def __call__(self) -> float:
+        self.asked += 1
+        return 5.0 + sum(max(0.0, min(self.scheduler.seconds(), end) - start) for start, end in self.spans)
+
+
+@pytest.mark.parametrize(
+    ("spans", "at", "asked"),
+    [
+        pytest.param([], 4.0, 2, id="nothing-is-excused"),
+        pytest.param([(1.0, 2.0)], 5.0, 3, id="a-while-before-the-deadline"),
+        pytest.param([(3.0, 100.0)], 101.0, 99, id="a-long-while"),
+        pytest.param([(2.0, 3.0), (4.5, 5.0)], 5.5, 4, id="and-once-more-in-what-is-added"),
+        pytest.param([(9.0, 99.0)], 4.0, 2, id="too-late"),
+    ],
+)
+def test_the_deadline_does_not_count_what_is_excused_meanwhile(
+    spans: list[tuple[float, float]], at: float, asked: int
+) -> None:
+    scheduler = VirtualScheduler()
+    excused = Excuses(scheduler, *spans)
+    stream = rx.never().pipe(to_outcome(REQUEST, deadline=4.0, excused=excused))
+    (outcome,) = record(scheduler, stream).values
+    assert outcome.seconds == pytest.approx(at)
+    assert isinstance(outcome.error, TimeoutError)
+    assert outcome.error.phase == "deadline"
+    apart = f", with the {at - 4.0:g} s apart that it does not count" if at > 4.0 else ""
+    assert str(outcome.error) == f"not answered within 4 s{apart}"
+    assert excused.asked == asked  # at the start, and when an alarm rings
+    assert scheduler.pending == 0
+
+
+def test_what_was_excused_before_a_request_began_is_not_added_to_its_deadline() -> None:
+    scheduler = VirtualScheduler()
+    excused = Excuses(scheduler, (0.0, 10.0))
+    scheduler.run(until=7.0)
+    (outcome,) = record(scheduler, rx.never().pipe(to_outcome(REQUEST, deadline=4.0, excused=excused))).values
+    assert outcome.seconds == 4.0 + 3.0
+
+
+eighths = st.integers(0, 100).map(lambda n: n / 8)  # exact, so that a millisecond is never what is left
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    gaps=st.lists(st.tuples(eighths, eighths), max_size=6),
+    deadline=eighths.filter(bool),
+    start=eighths,
+)
+def test_a_deadline_is_what_is_not_excused_and_its_alarms_come_to_an_end(
+    gaps: list[tuple[float, float]], deadline: float, start: float
+) -> None:
+    spans, now = [], 0.0
+    for gap, length in gaps:
+        spans.append((now + gap, now + gap + length))
+        now = spans[-1][1]
+    scheduler = VirtualScheduler()
+    excused = Excuses(scheduler, *spans)
+    scheduler.run(until=start)
+    (outcome,) = record(scheduler, rx.never().pipe(to_outcome(REQUEST, deadline=deadline, excused=excused))).values
+    at, left = start, deadline  # the model
+    for begin, end in spans:
+        if end > at:
+            used = max(0.0, begin - at)
+            if used >= left:
+                break
+            at, left = end, left - used
+    late = min(1.0, deadline / 10)
+    assert -0.002 <= outcome.seconds - (at + left - start) <= late + 0.002
+    assert excused.asked <= 3 + len(gaps) + sum(length for _, length in gaps) / late
+
+
+@pytest.mark.parametrize("answers", [[], [0.0]], ids=["at-the-start", "at-the-deadline"])
+def test_an_excuse_that_raises_ends_its_request_with_what_it_raised(answers: list[float]) -> None:
+    scheduler = VirtualScheduler()
+    stream = rx.never().pipe(to_outcome(REQUEST, deadline=4.0, excused=answers.pop))
+    seen = record(scheduler, stream)
+    errors = [value.error for value in seen.values] + [event.value for event in seen.events if event.kind == "error"]
+    assert [type(error) for error in errors] == [IndexError]
+    assert scheduler.pending == 0
 
 
 def test_the_deadline_cancels_the_attempt_and_the_outcome_has_it() -> None:
@@ -204,6 +326,7 @@ def test_each_subscription_has_a_deadline_of_its_own() -> None:
         ({"deadline": 0}, "deadline must be a finite number > 0 or None, got 0"),
         ({"deadline": float("inf")}, "deadline must be a finite number > 0 or None, got inf"),
         ({"on_failure": "drop"}, "on_failure must be 'emit' or 'raise', got 'drop'"),
+        ({"excused": 3.0}, "excused must be callable or None, got 3.0"),
     ],
 )
 def test_to_outcome_refuses_bad_arguments_by_name_and_value(arguments: dict[str, Any], message: str) -> None:

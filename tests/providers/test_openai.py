@@ -382,3 +382,81 @@ def test_a_server_that_reserves_max_tokens_is_paid_that():
 def test_the_cost_of_anything_is_a_number_above_zero(body):
     cost = PROVIDER.cost(Request(body=body))
     assert all(math.isfinite(amount) and amount > 0 for amount in cost.values())
+
+
+# counting tokens oneself
+
+
+def words(request: Request) -> int:
+    return sum(len(message["content"].split()) for message in request.body["messages"])
+
+
+def test_tokens_that_the_user_counts_are_the_input_of_the_cost():
+    provider = OpenAIProvider("any", count_tokens=words)
+    assert provider.cost(chat("one two three four", max_tokens=9)) == {
+        "requests": 1,
+        "tokens": 13,
+        "input_tokens": 4,
+        "output_tokens": 9,
+    }
+    assert provider.cost(chat("", max_tokens=9))["input_tokens"] == 1  # an empty prompt is one too
+
+
+def test_learning_calibrates_the_output_only_when_the_user_counts():
+    provider = OpenAIProvider("any", count_tokens=words)
+    request = chat("one two three four", max_tokens=1000)
+    provider.cost(request)
+    for _ in range(60):
+        provider.learn(request, Usage(input_tokens=5, output_tokens=40))
+    cost = provider.cost(request)
+    assert cost["input_tokens"] == 4
+    assert 36 <= cost["output_tokens"] <= 48
+    found = provider.tokens.errors()
+    assert found.replies == 60
+    assert (found.input_error, found.input_bias) == pytest.approx((0.2, -0.2))  # what the function is wrong by
+
+
+def test_the_accounting_of_the_server_holds_for_tokens_that_the_user_counts():
+    provider = OpenAIProvider("any", accounting=OPENAI, count_tokens=lambda _request: 10.5)
+    cost = provider.cost(chat("hi", max_tokens=100, n=2))
+    assert (cost["input_tokens"], cost["output_tokens"]) == (10.5, 200)
+
+
+async def later(request: Request) -> int:
+    return words(request)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        pytest.param(lambda _r: -1, "what count_tokens returns must be a finite number >= 0, got -1", id="negative"),
+        pytest.param(lambda _r: math.nan, "what count_tokens returns must be a finite number >= 0, got nan", id="nan"),
+        pytest.param(lambda _r: math.inf, "what count_tokens returns must be a finite number >= 0, got inf", id="inf"),
+        pytest.param(lambda _r: "9", "what count_tokens returns must be a finite number >= 0, got '9'", id="a-text"),
+        pytest.param(lambda _r: None, "what count_tokens returns must be a finite number >= 0, got None", id="nothing"),
+        pytest.param(lambda _r: True, "what count_tokens returns must be a finite number >= 0, got True", id="a-bool"),
+        pytest.param(lambda r: r.body["prompt"], "count_tokens raised KeyError: 'prompt'", id="it-raises"),
+        pytest.param(later, "count_tokens must be a plain function, and it is async", id="async"),
+    ],
+)
+def test_a_count_that_is_none_fails_the_cost_and_names_the_function(count, words):
+    provider = OpenAIProvider("any", count_tokens=count)
+    with pytest.raises(ConfigError) as caught:
+        provider.cost(chat("hi"))
+    assert str(caught.value) == words
+    assert (caught.value.__context__, caught.value.halts) == (None, False)
+
+
+def test_a_count_that_fails_after_the_answer_costs_no_answer():
+    answers = iter([4])
+    provider = OpenAIProvider("any", count_tokens=lambda _request: next(answers))
+    request = chat("one two three four")
+    provider.cost(request)
+    provider.learn(request, Usage(input_tokens=4, output_tokens=7))
+    assert provider.tokens.errors().replies == 0
+
+
+@pytest.mark.parametrize("count", [5, "tiktoken"])
+def test_a_count_is_a_function(count):
+    with pytest.raises(ConfigError, match=f"count_tokens must be callable or None, got {count!r}"):
+        OpenAIProvider("any", count_tokens=count)
