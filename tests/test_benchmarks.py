@@ -84,6 +84,23 @@ def test_overhead_measures_both_loops_and_says_what_is_missing() -> None:
     assert [cases[f"asyncio_against_{other}"]["goal"] for other in ("plain", "tuned")] == [1.0, 1.35]
 
 
+def test_quota_judges_ours_the_others_and_a_shared_quota_by_the_log_of_the_server() -> None:
+    cases = run("quota")
+    assert {"12_calls", "requests_sliding", "tokens_bucket", "2_processes"} < set(cases)
+    assert "mismatched_tokens_sliding_on_fixed_without_headers" in cases
+    assert {"rate_limited", "rate_limited_requests_on_sliding"} & set(cases)
+    assert {"openai", "openai_requests_on_sliding"} & set(cases)
+    assert cases["12_calls"]["met"] is True
+    for case in cases.values():
+        assert case.keys() >= {"goal", "met"}
+        if "used" in case and "capacity" in case:
+            assert 0 < case["used"][0] <= 1.5
+            assert case["answered"] + case["refused"] <= case["arrivals"]
+            assert 0.1 < case["service"] < 1.0
+    shared = cases["2_processes"]
+    assert "missing" in shared or shared["peak"] <= shared["limit"]
+
+
 def test_wide_counts_the_full_width_at_the_server() -> None:
     (case,) = run("wide").values()
     assert case["case"] == "32_in_flight"
@@ -95,3 +112,23 @@ def test_admission_measures_a_free_gate_and_a_queue_against_the_plain_loop() -> 
     cases = run("admission")
     assert set(cases) == {"free", "queued"}
     assert all(case.keys() >= {"admission", "plain", "share", "goal", "met"} for case in cases.values())
+
+
+def test_control_judges_controllers_side_by_side_and_the_oracle_meets_every_goal() -> None:
+    cases = run("control")
+    judged = {name: case for name, case in cases.items() if "/" in name and not name.startswith("worst/")}
+    assert {name.partition("/")[2] for name in judged} >= {"oracle", "fixed_100", "aimd_per_reply"}
+    for name, case in judged.items():
+        scenario, _, controller = name.partition("/")
+        figures = {"share", "refused", "refused_all", "rise_90", "p50_ratio"}
+        figures |= {"least"} if scenario.startswith("two_clients") else set()
+        assert all(case[figure].keys() == {"median", "worst", "goal", "met"} for figure in figures)
+        assert case["met"] is all(case[figure]["met"] for figure in figures)
+        assert case["met"] or controller != "oracle"
+    assert not cases["bucket_30/fixed_100"]["refused"]["met"]
+    assert (
+        cases["worst/oracle"]["all_goals_met_in"]
+        == cases["worst/oracle"]["of"]
+        == len({name.partition("/")[0] for name in judged})
+    )
+    assert cases["speed"].keys() >= {"value", "goal", "met"}
