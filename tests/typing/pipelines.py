@@ -38,6 +38,7 @@ def operators() -> None:
     assert_type(source.pipe(retry(rxllm.Backoff())), Observable[int])
     assert_type(source.pipe(overflow("error")), Observable[int])
     assert_type(source.pipe(throttle("1/second")), Observable[int])
+    assert_type(source.pipe(throttle("1/second", on_failure="emit")), Observable[int | rxllm.Outcome[Any]])
     assert_type(source.pipe(bounded(3, ops.map(str))), Observable[str])
     assert_type(source.pipe(tee(2)), tuple[Observable[int], ...])
     assert_type(rx.of("a").pipe(validate(is_good)), Observable[str])
@@ -64,8 +65,16 @@ async def asynchronous(texts: AsyncIterator[str]) -> None:
             assert_type(item, str)
 
 
-def calls(client: rxllm.OpenAI) -> None:
+def size(request: rxllm.Request) -> int:
+    return len(str(request.body))
+
+
+def calls(client: rxllm.OpenAI, gate: rxllm.Gate) -> None:
     requests = rxllm.from_iterable([rxllm.chat("hello")])
+    rxllm.OpenAI("any", count_tokens=size)
+    rxllm.OpenAI("any", count_tokens=is_good)  # wrong
+    requests.pipe(retry(rxllm.Backoff(), excused=gate.suspended))
+    requests.pipe(rxllm.call(client, gate=gate.lane("grader")))
     outcomes = requests.pipe(rxllm.call(client))
     assert_type(outcomes, Observable[rxllm.Outcome[str]])
     for outcome in rxllm.iterate(outcomes):
