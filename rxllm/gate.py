@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
 import msgspec
@@ -24,6 +25,8 @@ from reactivex import Observable, Subject
 
 from rxllm.errors import CallError, ConfigError, check_number, check_text
 from rxllm.events import Admitted, Ended, Event, Learned, Paused, Resumed, SettingChanged, Suspended
+from rxllm.feedback import Controller, Feedback, kind_of
+from rxllm.messages import Setting, Signal
 from rxllm.policies.accounting import GENERIC, Accounting, Ending, accounting_of
 from rxllm.policies.ledger import Ledger, QuotaStatistics
 from rxllm.policies.line import Line, Lines
@@ -37,7 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from rxllm.clock import Clock, Handle
-    from rxllm.messages import Usage
+    from rxllm.messages import Kind, Usage
+    from rxllm.policies.control import Machine
     from rxllm.policies.headers import Limits
     from rxllm.policies.pace import PaceTicket
     from rxllm.stores.base import OutsideMeter
@@ -46,8 +50,10 @@ __all__ = ["Explanation", "Gate", "GateStatistics", "Lane", "LaneStatistics", "L
 
 PASSES = 32  # how many later ones may go before one that does not fit
 LOOK = 32  # how many of those behind it are looked at for one that does
+OWN = frozenset({"concurrency", "pace"})  # what a controller sets
 LEAST = 0.001  # seconds: no timer is armed for less
 WINDOW = 256  # requests in progress per pipeline when the gate has no concurrency limit
+HISTORY = 100  # changes of the setting that are remembered
 LONG = 60.0  # seconds: a longer wait for a quota suspends
 
 _arrivals = itertools.count(1)
@@ -78,6 +84,7 @@ class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
     malformed: int  # limit headers of replies that could not be understood
     resumes_in: float | None  # seconds until the next look while a quota is used up; None: none is
     suspended: float  # seconds in which nothing could start for more than a minute
+    settings: tuple[SettingChanged, ...]  # the last 100 changes of the limit and the rate, with their reasons
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +106,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 class Lease:
     """A place on the wire, and what was booked for it. Settle it once; again is harmless."""
 
-    __slots__ = ("_gate", "amounts", "at", "start", "tickets", "waited")
+    __slots__ = ("_gate", "amounts", "at", "epoch", "in_flight", "start", "tickets", "waited")
 
     def __init__(
         self, gate: Gate, amounts: tuple[float, ...], tickets: list[Ticket], start: PaceTicket | None, at: float
@@ -110,17 +117,20 @@ class Lease:
         self.start = start  # in the pace, if there was one
         self.at = at  # when it was admitted
         self.waited: dict[str, float] = {}  # seconds, by what it waited for
+        self.epoch: int  # of the controller, if there is one
+        self.in_flight: int  # with this one; the same
 
-    def settle(self, ending: Ending, used: Mapping[str, float] | None = None) -> None:
+    def settle(self, ending: Ending, used: Mapping[str, float] | None = None, error: Exception | None = None) -> None:
         """Give the place back and make the bookings what the try really cost.
 
         Args:
             ending: how the try ended.
             used: unit -> what the provider says it used; a unit that is missing is unknown.
+            error: what it failed with, for the controller.
         """
         gate, self._gate = self._gate, None
         if gate is not None:
-            gate.settle(self, ending, used)
+            gate.settle(self, ending, used, error)
 
 
 class Applicant(Protocol):
@@ -219,7 +229,8 @@ class Gate:
 
     Args:
         quotas: `Quota`s, or texts such as "500 requests/minute" or "90_000 tokens/minute; 10/second".
-        concurrency: attempts on the wire at a time, >= 1; None: no limit.
+        concurrency: attempts on the wire at a time, >= 1; None: no limit. Or who finds it out by what attempts do, a
+            controller: a machine of `policies`, or an operator from `Signal`s to `Setting`s.
         rate: starts per second, evenly spaced, > 0; None: no pace.
         share: the part of each quota that is this gate's, above 0 to 1: others use the same key.
         accounting: how the provider counts, an `Accounting` or a name in `policies.ACCOUNTING`.
@@ -243,7 +254,7 @@ class Gate:
     def __init__(
         self,
         *quotas: Quota | str,
-        concurrency: int | None = None,
+        concurrency: int | Machine | Controller | None = None,
         rate: float | None = None,
         share: float = 1.0,
         accounting: Accounting | str = GENERIC,
@@ -259,7 +270,16 @@ class Gate:
             msg = f"headers must be True or False, got {headers!r}"
             raise ConfigError(msg)
         self._ledger = Ledger(self._given, share=share, accounting=self._accounting, make=_meter)
-        self._opening = Opening(limit=concurrency, rate=rate, ramp=ramp, full=self._ledger.rate)
+        self._feedback: Feedback | None = None
+        limit = cast("int | None", concurrency)
+        if callable(concurrency) or hasattr(concurrency, "on_signal"):
+            self._feedback = Feedback(cast("Machine | Controller", concurrency), self._put)
+            if rate is not None:
+                msg = f"rate must not be given besides a controller, which sets it, got {rate!r}"
+                raise ConfigError(msg)
+            limit, rate = self._feedback.initial.limit, self._feedback.initial.rate
+        self._opening = Opening(limit=limit, rate=rate, ramp=ramp, full=self._ledger.rate)
+        self._history: deque[SettingChanged] = deque(maxlen=HISTORY)
         self._clock: Clock | None = None
         self._now: Callable[[], float] = _at_zero
         self._lines: Lines[Waiter] = Lines()
@@ -292,8 +312,9 @@ class Gate:
 
     def __reduce__(self) -> tuple[Callable[..., Gate], tuple[object, ...]]:
         """Pickle the configuration, never the state."""
-        opening = self._opening
-        setting = (opening.limit, opening.rate, self._share, self._accounting, self._heeds, opening.ramp)
+        opening, feedback = self._opening, self._feedback
+        limit, rate = (opening.limit, opening.rate) if feedback is None else (feedback.controller, None)
+        setting = (limit, rate, self._share, self._accounting, self._heeds, opening.ramp)
         return _rebuild, (self._given, *setting)
 
     # for users
@@ -354,7 +375,14 @@ class Gate:
             event = SettingChanged(at=self._now(), limit=opening.limit, rate=opening.rate, reason=reason)
             self._here(lambda: self._changed(event))
 
+    def _put(self, setting: Setting) -> None:
+        """Do what the controller wants."""
+        self._opening.put(limit=setting.limit, rate=setting.rate)
+        self._changed(SettingChanged(at=self._now(), limit=setting.limit, rate=setting.rate, reason=setting.reason))
+
     def _changed(self, event: SettingChanged) -> None:
+        _log.info("%r: %s", self, event.reason)
+        self._history.append(event)
         self._wake()
         self._tell(event)
 
@@ -396,6 +424,7 @@ class Gate:
             if self._timer is not None and self._reason in self._ledger.names
             else None,
             suspended=self.suspended(),
+            settings=tuple(self._history),
         )
 
     def explain(self) -> Explanation:
@@ -422,6 +451,8 @@ class Gate:
         self._turn_away(self._is_closed())
         for gauge in self._outside():
             gauge.close()
+        if self._feedback is not None:
+            self._feedback.close()
         self._events.on_completed()
 
     def _turn_away(self, error: CallError | ConfigError) -> None:
@@ -518,7 +549,7 @@ class Gate:
         if first or (self._passing and (lines.waiting <= LOOK + 1 or waiter.line.queue[-1] is not waiter)):
             self._wake()
 
-    def settle(self, lease: Lease, ending: Ending, used: Mapping[str, float] | None) -> None:
+    def settle(self, lease: Lease, ending: Ending, used: Mapping[str, float] | None, error: Exception | None) -> None:
         """Take a lease back; its own method calls this."""
         self._in_flight -= 1
         if ending == "refused":
@@ -531,6 +562,9 @@ class Gate:
             self._ledger.settle(lease.amounts, lease.tickets, ending, used, now, sent=lease.at)
         if self._events.observers:
             self._tell(Ended(at=now, ending=ending, seconds=now - lease.at, in_flight=self._in_flight))
+        if self._feedback is not None:
+            tokens = 0.0 if used is None else used.get("tokens", 0.0)
+            self._ended(self._feedback, lease, kind_of(ending, error), tokens, error)
         if ending == "unsent" and lease.start is not None and self._opening.pace is not None:
             self._opening.pace.refund(lease.start)
         if self._lines.waiting:
@@ -564,7 +598,12 @@ class Gate:
         self._spent["back-off"] = self._spent.get("back-off", 0.0) + seconds
 
     def pause(self, seconds: float) -> None:
-        """Admit nothing for a while: a refusal said so. One hint closes the gate for at most 2 s."""
+        """Admit nothing for a while: a refusal said so. One hint closes the gate for at most 2 s.
+
+        With a controller it does nothing.
+        """
+        if self._feedback is not None:
+            return  # it has its own answer to a refusal: each pause would take capacity that it has found
         now = self._now()
         paused = self._opening.pause(seconds, now)
         if paused:
@@ -602,6 +641,8 @@ class Gate:
             gauge.bind(clock, wake=self._wake, fail=self._turn_away, tell=self._tell)
         self._clock = clock
         self._now = clock.seconds
+        if self._feedback is not None:
+            self._feedback.bind(clock)
 
     def _outside(self) -> list[OutsideMeter]:
         """Return the meters that have I/O behind them."""
@@ -627,7 +668,45 @@ class Gate:
             self._lines.charge(waiter.line, self._ledger.weigh(amounts))
         if self._events.observers:
             self._tell(Admitted(at=now, waited=now - waiter.since, in_flight=self._in_flight))
-        return Lease(self, amounts, tickets, start, now)
+        lease = Lease(self, amounts, tickets, start, now)
+        if self._feedback is not None:
+            self._started(self._feedback, lease, now)
+        return lease
+
+    # the controller
+
+    def _started(self, feedback: Feedback, lease: Lease, now: float) -> None:
+        feedback.wake()
+        lease.epoch = feedback.epoch
+        lease.in_flight = self._in_flight
+        feedback.tell(
+            Signal(at=now, kind="start", in_flight=lease.in_flight, epoch=lease.epoch, binding=self._is_bound())
+        )
+
+    def _ended(
+        self, feedback: Feedback, lease: Lease, kind: Kind | None, tokens: float, error: Exception | None
+    ) -> None:
+        if kind is not None:
+            now = self._now()
+            hint: object = getattr(error, "retry_after", None)
+            feedback.tell(
+                Signal(
+                    at=now,
+                    kind=kind,
+                    in_flight=lease.in_flight,
+                    epoch=lease.epoch,
+                    seconds=now - lease.at,
+                    tokens=tokens,
+                    binding=self._is_bound(),
+                    retry_after=hint if isinstance(hint, int | float) else None,
+                )
+            )
+        if not self._in_flight and not self._lines.waiting:
+            feedback.rest()
+
+    def _is_bound(self) -> bool:
+        """Say whether somebody waits because of the limit or the rate."""
+        return self._lines.waiting > 0 and self._reason in OWN
 
     def _wake(self) -> None:
         """Have a look in the next turn, if somebody waits."""
@@ -735,6 +814,8 @@ class Gate:
             self._resume(self._now())
         self._reason = None
         self._disarm()
+        if self._feedback is not None and not self._in_flight:
+            self._feedback.rest()
         if self._woken is not None:
             self._woken.cancel()
             self._woken = None
@@ -804,7 +885,7 @@ def _meter(quota: Quota, most: float | None) -> Meter:
 
 def _rebuild(  # noqa: PLR0917  pickles give arguments by position
     quotas: tuple[Quota, ...],
-    limit: int | None,
+    limit: int | Machine | Controller | None,
     rate: float | None,
     share: float,
     accounting: Accounting,

@@ -81,7 +81,11 @@ def test_lanes_share_a_quota_of_tokens_by_weight_whatever_their_attempts_cost(
     left = {lane.name: lane.waiting for lane in desk.gate.statistics().lanes}
     assert sum(used.values()) >= 9 * (101 - min(large, small))  # the rest of a window that neither fits into
     if left["heavy"] and left["light"]:
-        assert used["heavy"] / weight == pytest.approx(used["light"], abs=2 * (large + small))
+        total, slack = sum(used.values()), 2 * (large + small)
+        assert used["light"] >= total / (weight + 1) - slack
+        assert (
+            used["heavy"] >= total * weight / (weight + 1) - slack - 10 * large
+        )  # into the rest only the small ones fit
 
 
 def test_lanes_share_a_concurrency_limit_by_weight() -> None:

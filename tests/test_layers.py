@@ -20,6 +20,7 @@ LAYERS = """
     policies
     events
     stores
+    feedback
     gate
     providers
     transports

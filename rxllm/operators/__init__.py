@@ -7,6 +7,7 @@ from rxllm.operators.admit import admit
 from rxllm.operators.bounded import bounded
 from rxllm.operators.call import call
 from rxllm.operators.expand import expand
+from rxllm.operators.feedback import feedback
 from rxllm.operators.flat_map import flat_map
 from rxllm.operators.overflow import overflow
 from rxllm.operators.retry import retry
@@ -21,6 +22,7 @@ __all__ = [
     "bounded",
     "call",
     "expand",
+    "feedback",
     "flat_map",
     "overflow",
     "retry",

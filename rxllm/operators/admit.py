@@ -190,7 +190,7 @@ class _Admission:
         if lease is None:
             return None
         operator = self._operator
-        lease.settle(ending, None if reply is None else operator.gate.used(reply.usage))
+        lease.settle(ending, None if reply is None else operator.gate.used(reply.usage), error)
         now = operator.ended = self._carrier.clock.seconds()
         limits: object = getattr(error if reply is None else reply, "limits", None)
         if isinstance(limits, Limits):

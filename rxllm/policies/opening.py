@@ -64,6 +64,17 @@ class Opening:
             else:
                 self.pace.rate = rate
 
+    def put(self, *, limit: int | None, rate: float | None) -> None:
+        """Set both, as a controller wants them; None is no limit.
+
+        Raises:
+            ConfigError: A value is out of its bounds.
+        """
+        self.set(limit=limit, rate=rate)
+        self.limit = limit
+        if rate is None:
+            self.rate = self.pace = None
+
     def pause(self, seconds: float, now: float) -> float:
         """Close for `seconds`, at most 2; return how many of them are new."""
         until = now + min(seconds, LONGEST_PAUSE)

@@ -194,8 +194,9 @@ def kinds(recorder: Recorder) -> list[str]:
 
 ELSEWHERE = {
     "call",
+    "feedback",
     "to_outcome",
-}  # they emit outcomes of replies only: see tests/operators, which hold them to this too
+}  # they emit outcomes of replies only, or settings: see tests/operators, which hold them to this too
 
 
 def test_every_operator_of_ours_has_a_case() -> None:
