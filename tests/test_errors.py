@@ -61,7 +61,9 @@ def test_the_picture_shows_what_derives_from_what() -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "marked"), [("transient", TRANSIENT), ("refusal", REFUSALS), ("halts", HALTING)], ids=str
+    ("column", "marked"),
+    [("transient", TRANSIENT), ("refusal", REFUSALS), ("halts", HALTING)],
+    ids=["transient", "refusal", "halts"],
 )
 def test_the_picture_marks_what_is_transient_what_is_a_refusal_and_what_halts(column: str, marked: set[str]) -> None:
     lines = [line for line in (errors.__doc__ or "").splitlines() if line.startswith(" ")]

@@ -53,7 +53,7 @@ def test_the_commands_of_the_readme_name_files_and_extras_that_exist():
     named = {name for line in (first, second) for name in re.search(r"'\.\[(.*?)\]'", line)[1].split(",")}
     assert named <= set(extras)
     assert (ROOT / first.split()[-1]).is_file()
-    assert second.endswith("-m pytest -q")
+    assert second.endswith("-m pytest -q -n auto")
 
 
 def test_every_operator_is_in_the_table_of_the_readme():
