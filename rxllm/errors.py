@@ -9,6 +9,7 @@
         OverloadedError           529, or 503 that says so: too busy    yes        yes
         QuotaExhaustedError       a quota of ours that is not waited for                    yes
         StoreError                where a quota is shared is silent                         yes
+        BreakerError              nothing was answered for long                             yes
         ServerError               >= 500: the server's own fault        yes
         TimeoutError              no answer in time; see `phase`        yes (not at the deadline)
         ConnectionError           unreachable, or cut off               yes
@@ -38,6 +39,7 @@ from typing import Literal
 __all__ = [
     "AuthError",
     "BillingError",
+    "BreakerError",
     "CallError",
     "CancelledError",
     "ConfigError",
@@ -154,6 +156,12 @@ class QuotaExhaustedError(CallError):
     >>> error.halts, error.transient
     (True, False)
     """
+
+    halts = True
+
+
+class BreakerError(CallError):
+    """Nothing has been answered for long, and a breaker with `stop=True` has opened."""
 
     halts = True
 

@@ -10,6 +10,7 @@ from rxllm.policies.quota import Quota
 
 __all__ = [
     "Admitted",
+    "BreakerChanged",
     "Ended",
     "Event",
     "Learned",
@@ -72,6 +73,13 @@ class SettingChanged(Event, frozen=True, kw_only=True):
 
     limit: int | None
     rate: float | None  # starts per second
+    reason: str
+
+
+class BreakerChanged(Event, frozen=True, kw_only=True):
+    """The server has answered nothing for long and only probes start any more; or it answers again."""
+
+    is_open: bool
     reason: str
 
 

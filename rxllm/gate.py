@@ -14,6 +14,7 @@ the places of the others, and whoever ends an attempt never runs the code of ano
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -23,11 +24,13 @@ from typing import TYPE_CHECKING, Protocol, Self, cast
 import msgspec
 from reactivex import Observable, Subject
 
-from rxllm.errors import CallError, ConfigError, check_number, check_text
-from rxllm.events import Admitted, Ended, Event, Learned, Paused, Resumed, SettingChanged, Suspended
+from rxllm.errors import BreakerError, CallError, ConfigError, check_number, check_text
+from rxllm.events import Admitted, BreakerChanged, Ended, Event, Learned, Paused, Resumed, SettingChanged, Suspended
 from rxllm.feedback import Controller, Feedback, kind_of
 from rxllm.messages import Setting, Signal
 from rxllm.policies.accounting import GENERIC, Accounting, Ending, accounting_of
+from rxllm.policies.breaker import Breaker
+from rxllm.policies.budget import RetryBudget
 from rxllm.policies.ledger import Ledger, QuotaStatistics
 from rxllm.policies.line import Line, Lines
 from rxllm.policies.meters import Meter, meter
@@ -50,6 +53,8 @@ __all__ = ["Explanation", "Gate", "GateStatistics", "Lane", "LaneStatistics", "L
 
 PASSES = 32  # how many later ones may go before one that does not fit
 LOOK = 32  # how many of those behind it are looked at for one that does
+GOOD = frozenset({"ok", "invalid"})
+BAD = frozenset({"fault", "fatal"})
 OWN = frozenset({"concurrency", "pace"})  # what a controller sets
 LEAST = 0.001  # seconds: no timer is armed for less
 WINDOW = 256  # requests in progress per pipeline when the gate has no concurrency limit
@@ -237,6 +242,8 @@ class Gate:
         headers: whether to heed the limit headers of replies.
         ramp: a slow start, for servers that grow with their load: to `rate`, else to the lowest rate that the quotas of
             requests allow. It begins with the first attempt.
+        breaker: when to let probes pass only, because the server answers nothing any more; None: never.
+        retry_budget: how many retries the pipelines may make for their successes; None: as many as `Backoff` says.
 
     The limit headers of every reply correct the quotas: what others use of the key counts before there is a refusal. A
     unit that no quota is stated for gets the one that the headers state: of a minute, or of the time that `accounting`
@@ -260,6 +267,8 @@ class Gate:
         accounting: Accounting | str = GENERIC,
         headers: bool = True,
         ramp: Ramp | None = None,
+        breaker: Breaker | None = None,
+        retry_budget: RetryBudget | None = None,
     ) -> None:
         check_number("share", share, above=0, most=1)
         self._given = _read(quotas)
@@ -278,7 +287,11 @@ class Gate:
                 msg = f"rate must not be given besides a controller, which sets it, got {rate!r}"
                 raise ConfigError(msg)
             limit, rate = self._feedback.initial.limit, self._feedback.initial.rate
-        self._opening = Opening(limit=limit, rate=rate, ramp=ramp, full=self._ledger.rate)
+        self._opening = Opening(limit=limit, rate=rate, ramp=ramp, full=self._ledger.rate, breaker=breaker)
+        if retry_budget is not None and not isinstance(retry_budget, RetryBudget):
+            msg = f"retry_budget must be a RetryBudget or None, got {retry_budget!r}"
+            raise ConfigError(msg)
+        self.retry_budget = retry_budget
         self._history: deque[SettingChanged] = deque(maxlen=HISTORY)
         self._clock: Clock | None = None
         self._now: Callable[[], float] = _at_zero
@@ -313,9 +326,18 @@ class Gate:
     def __reduce__(self) -> tuple[Callable[..., Gate], tuple[object, ...]]:
         """Pickle the configuration, never the state."""
         opening, feedback = self._opening, self._feedback
-        limit, rate = (opening.limit, opening.rate) if feedback is None else (feedback.controller, None)
-        setting = (limit, rate, self._share, self._accounting, self._heeds, opening.ramp)
-        return _rebuild, (self._given, *setting)
+        make = functools.partial(
+            Gate,
+            concurrency=opening.limit if feedback is None else feedback.controller,
+            rate=opening.rate if feedback is None else None,
+            share=self._share,
+            accounting=self._accounting,
+            headers=self._heeds,
+            ramp=opening.ramp,
+            breaker=opening.breaker,
+            retry_budget=self.retry_budget,
+        )
+        return make, self._given
 
     # for users
 
@@ -381,7 +403,7 @@ class Gate:
         self._changed(SettingChanged(at=self._now(), limit=setting.limit, rate=setting.rate, reason=setting.reason))
 
     def _changed(self, event: SettingChanged) -> None:
-        _log.info("%r: %s", self, event.reason)
+        _log.debug("limit %s, rate %s: %s", event.limit, event.rate, event.reason)
         self._history.append(event)
         self._wake()
         self._tell(event)
@@ -562,9 +584,13 @@ class Gate:
             self._ledger.settle(lease.amounts, lease.tickets, ending, used, now, sent=lease.at)
         if self._events.observers:
             self._tell(Ended(at=now, ending=ending, seconds=now - lease.at, in_flight=self._in_flight))
-        if self._feedback is not None:
-            tokens = 0.0 if used is None else used.get("tokens", 0.0)
-            self._ended(self._feedback, lease, kind_of(ending, error), tokens, error)
+        if self._feedback is not None or self._opening.breaker is not None:
+            kind = kind_of(ending, error)
+            if kind is not None and self._opening.breaker is not None:
+                self._judge(self._opening.breaker, kind, lease, now)
+            if self._feedback is not None:
+                tokens = 0.0 if used is None else used.get("tokens", 0.0)
+                self._ended(self._feedback, lease, kind, tokens, error)
         if ending == "unsent" and lease.start is not None and self._opening.pace is not None:
             self._opening.pace.refund(lease.start)
         if self._lines.waiting:
@@ -669,11 +695,29 @@ class Gate:
         if self._events.observers:
             self._tell(Admitted(at=now, waited=now - waiter.since, in_flight=self._in_flight))
         lease = Lease(self, amounts, tickets, start, now)
+        if self._opening.breaker is not None:
+            self._opening.breaker.start(now)
         if self._feedback is not None:
             self._started(self._feedback, lease, now)
         return lease
 
-    # the controller
+    # the breaker and the controller
+
+    def _judge(self, breaker: Breaker, kind: Kind, lease: Lease, now: float) -> None:
+        """Tell the breaker how an attempt ended; a refusal says that the server is there, and no more."""
+        if kind in GOOD:
+            changed = breaker.succeed(now, now - lease.at)
+        elif kind in BAD:
+            changed = breaker.fail(now)
+        else:
+            return
+        if changed:
+            is_open = breaker.state != "closed"
+            reason = f"no answer for {now - breaker.silent_since:.0f} s" if is_open else "answered again"
+            _log.warning("%r: the breaker is %s: %s", self, "open" if is_open else "closed", reason)
+            self._tell(BreakerChanged(at=now, is_open=is_open, reason=reason))
+        if self._lines.waiting:
+            self._wake()
 
     def _started(self, feedback: Feedback, lease: Lease, now: float) -> None:
         feedback.wake()
@@ -740,6 +784,9 @@ class Gate:
         """Return who may start now; for nobody arm the timer."""
         held = self._opening.held(self._in_flight, now)
         self._passing = False
+        if held == "breaker" and self._opening.breaker is not None and self._opening.breaker.stop:
+            self._turn_away(BreakerError("nothing was answered for long, and the breaker is open"))
+            return None
         if held is not None:
             self._reason = held
             self._arm(self._opening.opens_at(held, now), now)
@@ -881,18 +928,6 @@ def _meter(quota: Quota, most: float | None) -> Meter:
 
         return kept_meter(quota)
     return meter(quota, most=most)
-
-
-def _rebuild(  # noqa: PLR0917  pickles give arguments by position
-    quotas: tuple[Quota, ...],
-    limit: int | Machine | Controller | None,
-    rate: float | None,
-    share: float,
-    accounting: Accounting,
-    headers: bool,  # noqa: FBT001
-    ramp: Ramp | None,
-) -> Gate:
-    return Gate(*quotas, concurrency=limit, rate=rate, share=share, accounting=accounting, headers=headers, ramp=ramp)
 
 
 def _rebuild_lane(gate: Gate, name: str, weight: float) -> Lane:

@@ -26,7 +26,7 @@ TRANSIENT = {
     "TimeoutError",
 }
 REFUSALS = {"OverloadedError", "RateLimitedError"}
-HALTING = {"QuotaExhaustedError", "StoreError"}
+HALTING = {"BreakerError", "QuotaExhaustedError", "StoreError"}
 
 
 def below(base: type[RxllmError]) -> list[type[RxllmError]]:

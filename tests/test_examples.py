@@ -191,3 +191,19 @@ def test_the_endless_example_leaves_nothing_behind():
     assert (done.returncode, done.stderr) == (0, "")
     for said in ("calls in progress: 0", "generator open: 0", "threads besides the loop's: 0"):
         assert said in done.stdout
+
+
+def test_a_controller_of_ones_own_finds_the_limit_of_the_server(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / "own_controller.py")],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        cwd=tmp_path,
+        env={**NO_KEY, "PYTHONPATH": PATH},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3000 of 3000 answered, ")
+    limits = [int(limit) for limit in done.stdout.split("the last limits: ")[1].split()]
+    assert 6 <= min(limits) <= 12 <= max(limits) <= 18

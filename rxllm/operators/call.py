@@ -207,7 +207,7 @@ class _Recipe:
 
     def tries(self, attempt: Admitted[Reply[Any]], begun: list[float]) -> Observable[Reply[Any]]:
         """Return the stream of one answer: `attempt`, retried while its errors are transient."""
-        return Retry(attempt, self.backoff, self.deadline, self.draw, begun)
+        return Retry(attempt, self.backoff, self.deadline, self.draw, begun, budget=self.gate.retry_budget)
 
 
 class _Again:

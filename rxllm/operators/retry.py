@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from rxllm import runtime
 from rxllm.errors import ConfigError, check_callable, check_number
 from rxllm.policies.backoff import Backoff
+from rxllm.policies.budget import RetryBudget
 from rxllm.stream import Stream, subscribe
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def retry(
     deadline: float = 3600.0,
     draw: Callable[[float, float], float] = runtime.uniform,
     excused: Callable[[], float] | None = None,
+    budget: RetryBudget | None = None,
 ) -> Callable[[Observable[T]], Observable[T]]:
     """Subscribe again after a transient error, waiting longer each time.
 
@@ -49,6 +51,8 @@ def retry(
         deadline: seconds from the subscription after which no further try starts, > 0.
         draw: (low, high) -> a random number between; a seeded `random.Random(…).uniform` makes a run reproducible.
         excused: as in `to_outcome`: seconds, so far, that the deadline does not count, such as `gate.suspended`.
+        budget: how many retries all that share it may make for their successes; without any left an error is final.
+            Refusals cost nothing.
 
     Raises:
         ConfigError: an argument out of range.
@@ -61,9 +65,12 @@ def retry(
     check_number("deadline", deadline, above=0)
     check_callable("draw", draw)
     check_callable("excused", excused, optional=True)
+    if budget is not None and not isinstance(budget, RetryBudget):
+        msg = f"budget must be a RetryBudget or None, got {budget!r}"
+        raise ConfigError(msg)
 
     def apply(source: Observable[T]) -> Observable[T]:
-        return Retry(source, backoff, Deadline(deadline, excused), draw)
+        return Retry(source, backoff, Deadline(deadline, excused), draw, budget=budget)
 
     return apply
 
@@ -92,12 +99,15 @@ class Retry(Stream[T]):
         deadline: Deadline,
         draw: Callable[[float, float], float],
         begun: list[float] | None = None,
+        *,
+        budget: RetryBudget | None = None,
     ) -> None:
         self.source = source
         self.begun = begun
         self.backoff = backoff
         self.deadline = deadline
         self.draw = draw
+        self.budget = budget
 
     def _start(self, observer: Observer[T], carrier: DemandScheduler) -> Disposable:
         tries = _Tries(self, observer, carrier)
@@ -151,6 +161,9 @@ class _Tries:
         if not self._stopped:
             self._stopped = True
             self._upstream = None  # no cycle is left for the garbage collector
+            budget = self._operator.budget
+            if budget is not None:
+                budget.succeed()
             self._observer.on_completed()
 
     def on_error(self, error: Exception) -> None:
@@ -183,8 +196,12 @@ class _Tries:
         if delay is None:
             return None
         deadline = operator.deadline
-        ends = deadline.counted(self._carrier.clock.seconds()) + delay
-        return None if ends >= self._started + deadline.seconds else delay
+        if deadline.counted(self._carrier.clock.seconds()) + delay >= self._started + deadline.seconds:
+            return None
+        if operator.budget is not None and not operator.budget.take(refused=getattr(error, "refusal", False) is True):
+            error.add_note("not tried again: the retry budget is used up")
+            return None
+        return delay
 
     def dispose(self) -> None:
         self._stopped = True

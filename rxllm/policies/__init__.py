@@ -17,9 +17,14 @@ from rxllm.policies.accounting import (
     Rule,
     charge,
 )
+from rxllm.policies.aimd import AdaptiveConcurrencyParams, Aimd, aimd
 from rxllm.policies.backoff import Backoff, Draw
+from rxllm.policies.breaker import Breaker, BreakerState
 from rxllm.policies.bucket import TokenBucket
+from rxllm.policies.budget import RetryBudget
+from rxllm.policies.control import Machine
 from rxllm.policies.fixed import FixedWindow
+from rxllm.policies.follow import PaceAndFollow, pace_and_follow
 from rxllm.policies.headers import Limits, Truth, read_limits
 from rxllm.policies.meters import Meter, meter
 from rxllm.policies.pace import Pace, PaceTicket
@@ -40,17 +45,24 @@ __all__ = [
     "OPENAI",
     "VLLM",
     "Accounting",
+    "AdaptiveConcurrencyParams",
+    "Aimd",
     "Backoff",
+    "Breaker",
+    "BreakerState",
     "Cell",
     "Draw",
     "Ending",
     "FixedWindow",
     "Limits",
+    "Machine",
     "Meter",
     "Pace",
+    "PaceAndFollow",
     "PaceTicket",
     "Quota",
     "Ramp",
+    "RetryBudget",
     "Rule",
     "SlidingLog",
     "Store",
@@ -62,8 +74,10 @@ __all__ = [
     "TokenEstimator",
     "Truth",
     "Validate",
+    "aimd",
     "charge",
     "meter",
+    "pace_and_follow",
     "parse_quotas",
     "read_limits",
 ]

@@ -4,12 +4,13 @@ import math
 from typing import Literal
 
 from rxllm.errors import ConfigError, check_number
+from rxllm.policies.breaker import Breaker
 from rxllm.policies.pace import Pace
 from rxllm.policies.ramp import Ramp
 
 __all__ = ["Hold", "Opening"]
 
-Hold = Literal["concurrency", "pace", "pause"]
+Hold = Literal["concurrency", "breaker", "pace", "pause"]
 
 SLACK = 0.001  # seconds that a timer is late
 LONGEST_PAUSE = 2.0  # seconds that one refusal's hint may close the gate for all
@@ -23,15 +24,22 @@ class Opening:
         rate: Starts per second, evenly spaced; None: no pace.
         ramp: A slow start, which begins with the first attempt.
         full: Starts per second at its end if there is no `rate`.
+        breaker: Lets probes only pass while the server answers nothing; None: no breaker.
 
     Raises:
         ConfigError: A value is of the wrong type or out of its bounds; a ramp that leads nowhere.
     """
 
-    __slots__ = ("_began", "_full", "limit", "pace", "pause_until", "ramp", "rate")
+    __slots__ = ("_began", "_full", "breaker", "limit", "pace", "pause_until", "ramp", "rate")
 
     def __init__(
-        self, *, limit: int | None, rate: float | None, ramp: Ramp | None = None, full: float = math.inf
+        self,
+        *,
+        limit: int | None,
+        rate: float | None,
+        ramp: Ramp | None = None,
+        full: float = math.inf,
+        breaker: Breaker | None = None,
     ) -> None:
         check_number("concurrency", limit, least=1, integer=True, optional=True)
         check_number("rate", rate, above=0, optional=True)
@@ -39,6 +47,9 @@ class Opening:
             raise ConfigError(f"ramp must be a Ramp, got {ramp!r}")
         if ramp is not None and rate is None and full == math.inf:
             raise ConfigError(f"ramp must be a Ramp to a rate or to a quota of requests, got {ramp!r} and neither")
+        if breaker is not None and not isinstance(breaker, Breaker):
+            raise ConfigError(f"breaker must be a Breaker or None, got {breaker!r}")
+        self.breaker = breaker
         self.limit = limit
         self.rate = rate  # the stated one: a ramp has others on its way there
         self.ramp = ramp
@@ -92,6 +103,8 @@ class Opening:
         """Return what keeps everybody back now."""
         if self.limit is not None and in_flight >= self.limit:
             return "concurrency"
+        if self.breaker is not None and not self.breaker.allows(now):
+            return "breaker"
         if self.ramp is not None:
             self._climb(self.ramp, now)
         if self.pace is not None and self.pace.ready_at(now) > now:
@@ -104,6 +117,8 @@ class Opening:
         """Return when `hold` is over; infinity if time does not end it."""
         if hold == "concurrency":
             return math.inf
+        if hold == "breaker" and self.breaker is not None:
+            return self.breaker.due or now
         if hold == "pause" or self.pace is None:
             return self.pause_until
         return self.pace.ready_at(now)
