@@ -84,7 +84,7 @@ class FixedWindow(SlidingLog):
             end = now if reset is None or reset <= 0 else now + latest(reset)  # at the latest, as far as it is said
             return end - self._per, super()._span(now, sent, reset)[1]
         end = (self._edge_after(now) if edge is None else edge) + self._width
-        return math.nextafter(end - self._per, -math.inf), end
+        return end - self._per * (1 + 2 * DRIFT), end  # what began at the edge as it was known a window ago is in it
 
     def _narrow(self, low: float, high: float, now: float) -> float | None:
         """Learn that a window ends between `low` and `high`; return when this one ends at the earliest, if known."""

@@ -151,3 +151,19 @@ def test_the_edge_is_unknown_until_a_statement_tells_it() -> None:
     edge = fixed.entry(EDGE)
     assert edge is not None
     assert edge == (EDGE, 102.499, pytest.approx(0.001), 100.0)
+
+
+def test_a_burst_at_an_edge_is_not_taken_for_others_when_the_edge_is_known_less_well_a_window_later() -> None:
+    window = FixedWindow(100, 10.0, margin=0.05)
+    window.rebase(100, 3.0005, 7.0, sent=6.999)  # it ends about 10.0
+    ends = 10.0
+    for _ in range(5):
+        now = window.ready_at(100, ends)
+        for _ in range(100):
+            window.book(1, now)
+        for after in (0.7, 4.9, 9.8):  # slow replies, which say nothing new of the edge
+            window.rebase(0, ends + 10.0 - (now + after), now + after + 0.1, sent=now)
+            assert window.available(now + after + 0.1) == 0
+            assert window.booked(now + after + 0.1) == 100
+        ends += 10.0
+        assert window.ready_at(100, ends - 1.0) <= ends + 0.2
