@@ -19,6 +19,7 @@ LAYERS = """
     stream
     policies
     events
+    reports
     stores
     feedback
     gate
