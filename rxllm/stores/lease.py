@@ -29,7 +29,7 @@ class Ask(NamedTuple):
 
     number: int  # of the lease that it may give
     sent: float  # when: local steady seconds
-    closing: tuple[tuple[int, float, float], ...]  # lease, units that come back, seconds off the end of its time
+    closing: tuple[tuple[int, float, float], ...]  # lease, units that come back, seconds by which it counts earlier
     carry: float  # units still in hand, which the new lease takes over
     debt: float  # units used already, to be counted whether they fit or not
     least: float  # fewer are of no use
@@ -77,6 +77,7 @@ class LocalLease:
         "_aside_ends",
         "_count",
         "_is_untold",
+        "_later",
         "_open",
         "_returned",
         "_sent",
@@ -141,6 +142,7 @@ class LocalLease:
         self.round_trip = 0.0  # seconds, the longest lately
         self.entries: dict[int, _Entry] = {}  # by number: those that count
         self._returned: dict[int, float] = {}  # by number: given back by settlements, not yet told
+        self._later: dict[int, float] = {}  # by number: seconds by which it shall count for longer, not yet told
         self._count = 0
         self._open = False  # whether what comes back goes into the hand: it is not being closed
         self._sent = 0.0  # when the request for the lease in hand was sent
@@ -204,6 +206,18 @@ class LocalLease:
             key = 0 if self.nameless else number
             self._returned[key] = self._returned.get(key, 0.0) + amount
 
+    def widen(self, extra: float) -> None:
+        """Have the store count everything for `extra` seconds longer than `keep`, also what was spent already.
+
+        Less than before holds for what is spent from now on.
+        """
+        change, self.extra = extra - self.extra, extra
+        if change > 0 and self.returns:
+            for number, entry in self.entries.items():
+                entry.ends += change
+                if entry.known:
+                    self._later[number] = self._later.get(number, 0.0) + change
+
     def cut(self, most: float) -> None:
         """Have at most so much in hand: others use the quota. What is taken away stays counted."""
         self.hand = min(self.hand, most)
@@ -224,7 +238,7 @@ class LocalLease:
     @property
     def owes(self) -> bool:
         """Whether there is something to tell the store, so that others can use it or do not."""
-        back = bool(self._returned) or (self._open and self.returns and self.hand > 0)
+        back = bool(self._returned or self._later) or (self._open and self.returns and self.hand > 0)
         return back or self.debt > 0 or self._is_untold or self.waits
 
     @property
@@ -290,10 +304,14 @@ class LocalLease:
         """
         if self.number in self.entries:
             self.entries[self.number].amount += ask.carry
+        for number, _, early in ask.closing:
+            if early < 0:  # told twice it counts for longer, which does no harm
+                self._later[number] = self._later.get(number, 0.0) - early
 
     def forgotten(self) -> None:
         """Take it that the store has lost its memory: all that counts must be told again."""
         self._returned.clear()
+        self._later.clear()
         self._is_untold = bool(self.entries)
         for entry in self.entries.values():
             entry.known = False
@@ -361,4 +379,6 @@ class LocalLease:
                 break  # they end nearly in the order in which they began
             del self.entries[number]
             self._returned.pop(number, None)
+            self._later.pop(number, None)
         closing.extend((number, self._returned.pop(number), 0.0) for number in list(self._returned)[:MOST])
+        closing.extend((number, 0.0, -self._later.pop(number)) for number in list(self._later)[:MOST])

