@@ -26,7 +26,7 @@ from rxllm.errors import (
     check_number,
     check_text,
 )
-from rxllm.messages import Reply, Request, Secret
+from rxllm.messages import Reply, Request, Secret, Usage
 from rxllm.policies.accounting import Accounting, accounting_of
 from rxllm.policies.headers import NOTHING as NOTHING_SAID
 from rxllm.policies.headers import read_limits
@@ -375,14 +375,26 @@ class _Try(Generic[T]):
 
 @overload
 def function(
-    f: Callable[[Any], Awaitable[T]], *, cost: Callable[[Request], Mapping[str, float]] | None = None, threads: int = 64
+    f: Callable[[Any], Awaitable[T]],
+    *,
+    cost: Callable[[Request], Mapping[str, float]] | None = None,
+    used: Callable[[Any], Mapping[str, float]] | None = None,
+    threads: int = 64,
 ) -> FunctionClient[T]: ...
 @overload
 def function(
-    f: Callable[[Any], T], *, cost: Callable[[Request], Mapping[str, float]] | None = None, threads: int = 64
+    f: Callable[[Any], T],
+    *,
+    cost: Callable[[Request], Mapping[str, float]] | None = None,
+    used: Callable[[Any], Mapping[str, float]] | None = None,
+    threads: int = 64,
 ) -> FunctionClient[T]: ...
 def function(
-    f: Callable[[Any], Any], *, cost: Callable[[Request], Mapping[str, float]] | None = None, threads: int = 64
+    f: Callable[[Any], Any],
+    *,
+    cost: Callable[[Request], Mapping[str, float]] | None = None,
+    used: Callable[[Any], Mapping[str, float]] | None = None,
+    threads: int = 64,
 ) -> FunctionClient[Any]:
     """Make a client of any callable: its result is the reply's `value`, what it raises the request's error.
 
@@ -390,6 +402,8 @@ def function(
         f: a coroutine function, a plain function (it runs in a thread), or anything callable that returns either. It
             gets the item that the pipeline got: the `Request`, or what stood in its place.
         cost: request -> what it will use, by unit, for a gate whose quotas count more than requests.
+        used: result -> what it has used, by unit: the quotas are settled to that. A unit that is missing keeps what
+            was reserved. A `Reply` as the result says it in its `usage`.
         threads: how many plain calls at a time, >= 1.
 
     Raises:
@@ -401,7 +415,7 @@ def function(
         >>> [outcome.value for outcome in rxllm.collect(lengths)]
         [1, 2]
     """
-    return FunctionClient(f, cost=cost, threads=threads)
+    return FunctionClient(f, cost=cost, used=used, threads=threads)
 
 
 ITEM = "item"  # the operation of a request that stands for an item which is none
@@ -415,13 +429,16 @@ class FunctionClient(Closing, Generic[T]):
         f: Callable[[Any], Any],
         *,
         cost: Callable[[Request], Mapping[str, float]] | None = None,
+        used: Callable[[Any], Mapping[str, float]] | None = None,
         threads: int = 64,
     ) -> None:
         check_callable("f", f)
         check_callable("cost", cost, optional=True)
+        check_callable("used", used, optional=True)
         check_number("threads", threads, least=1, integer=True)
         self._f = f
         self._cost = cost
+        self._used = used
         self._threads = threads
         self._is_async = _is_async(f)
         self._pool: DaemonThreads | None = None
@@ -432,7 +449,7 @@ class FunctionClient(Closing, Generic[T]):
 
     def __reduce__(self) -> tuple[Callable[..., FunctionClient[Any]], tuple[Any, ...]]:
         """Pickle the function, never its threads."""
-        return _refunctioned, (self._f, self._cost, self._threads)
+        return _refunctioned, (self._f, self._cost, self._used, self._threads)
 
     def send(self, request: Request, *, timeouts: Timeouts = Timeouts()) -> Observable[Reply[T]]:  # noqa: B008  frozen
         """Return a cold observable of the function's result; each subscription is one call.
@@ -451,7 +468,8 @@ class FunctionClient(Closing, Generic[T]):
         result: Any = await (self._call(item) if timeouts.total is None else _within(self._call(item), timeouts.total))
         if isinstance(result, Reply):
             return cast("Reply[T]", result)
-        return Reply(value=result, text=result if isinstance(result, str) else "")
+        usage = NO_USAGE if self._used is None else Usage(units=_amounts(self._used(result)))
+        return Reply(value=result, text=result if isinstance(result, str) else "", usage=usage)
 
     async def _call(self, item: Any) -> Any:
         if self._is_async:
@@ -491,6 +509,18 @@ class FunctionClient(Closing, Generic[T]):
 
 
 ONE: Mapping[str, float] = {"requests": 1.0}
+NO_USAGE = Usage()
+
+
+def _amounts(used: object) -> dict[str, float]:
+    """Return what a function of the user says of a result, checked."""
+    if not isinstance(used, Mapping):
+        msg = f"used must return a mapping of units to amounts, got {used!r}"
+        raise ConfigError(msg)
+    amounts = cast("dict[str, float]", dict(used))  # pyright: ignore[reportUnknownArgumentType]
+    for unit, amount in amounts.items():
+        check_number(f"used in {unit}", amount, least=0)
+    return amounts
 
 
 def _is_async(f: Callable[..., Any]) -> bool:
@@ -520,5 +550,5 @@ async def _within(calling: Coroutine[Any, Any, Any], seconds: float) -> Any:
     raise TimeoutError(msg, phase="total")
 
 
-def _refunctioned(f: Callable[[Any], Any], cost: Any, threads: int) -> FunctionClient[Any]:
-    return FunctionClient(f, cost=cost, threads=threads)
+def _refunctioned(f: Callable[[Any], Any], cost: Any, used: Any, threads: int) -> FunctionClient[Any]:
+    return FunctionClient(f, cost=cost, used=used, threads=threads)

@@ -555,9 +555,10 @@ class Gate:
 
     def used(self, usage: Usage) -> Mapping[str, float]:
         """Return what a reply has used, by unit, as the provider counts; nothing if it does not say."""
-        if not usage.total_tokens:
-            return {}
-        return self._accounting.used(usage.input_tokens, usage.output_tokens, cached=usage.cached_tokens)
+        found: dict[str, float] = {}
+        if usage.total_tokens:
+            found = self._accounting.used(usage.input_tokens, usage.output_tokens, cached=usage.cached_tokens)
+        return found if usage.units is None else {**found, **usage.units}
 
     def observe(self, limits: Limits, sent: float) -> None:
         """Take over what the headers of a reply say of the quotas.

@@ -81,7 +81,7 @@ def chat(prompt: str, *, system: str | None = None, id: str | None = None, meta:
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """What was used, in tokens.
+    """What was used, in tokens and perhaps in units of the caller's own.
 
     >>> sum([Usage(input_tokens=9, output_tokens=5), Usage(input_tokens=1)], Usage()).total_tokens
     15
@@ -91,6 +91,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     output_tokens: int = 0  # reasoning included
     cached_tokens: int = 0  # input that was read from a cache
     reasoning_tokens: int = 0  # output that is not shown
+    units: dict[str, float] | None = None  # unit -> amount, for quotas that count neither requests nor these tokens
 
     def __post_init__(self) -> None:
         counts = (self.input_tokens, self.output_tokens, self.cached_tokens, self.reasoning_tokens)
@@ -99,7 +100,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 return
         except TypeError:
             pass  # said better below
-        for name, count in zip(self.__struct_fields__, counts, strict=True):
+        for name, count in zip(self.__struct_fields__, counts, strict=False):
             check_number(name, count, least=0, integer=True)
 
     @property
@@ -113,7 +114,14 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             output_tokens=self.output_tokens + other.output_tokens,
             cached_tokens=self.cached_tokens + other.cached_tokens,
             reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+            units=_summed(self.units, other.units),
         )
+
+
+def _summed(one: dict[str, float] | None, other: dict[str, float] | None) -> dict[str, float] | None:
+    if one is None or other is None:
+        return one or other
+    return {unit: one.get(unit, 0.0) + other.get(unit, 0.0) for unit in {**one, **other}}
 
 
 class Reply(msgspec.Struct, Generic[T], frozen=True, kw_only=True, forbid_unknown_fields=True):

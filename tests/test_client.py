@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import rxllm
-from rxllm import Outcome, Reply, Request, Secret, Timeouts
+from rxllm import Outcome, Reply, Request, Secret, Timeouts, Usage
 from rxllm.clock import loop_clock
 from rxllm.errors import CallError, CancelledError, ConfigError, InvalidRequestError, ServerError, TimeoutError
 from rxllm.testing import VirtualScheduler, record
@@ -719,3 +719,34 @@ def test_a_key_that_the_server_echoes_in_its_own_spelling_does_not_show(escaped)
     client = rxllm.OpenAI("any", api_key=key, transport=transport)
     [outcome] = rxllm.collect(rxllm.from_iterable(["a"]).pipe(rxllm.call(client)))
     assert "SENTINEL" not in repr(outcome) + str(outcome.error) + str(outcome.error.body)
+
+
+def test_a_function_is_settled_to_what_its_result_has_used():
+    gate = rxllm.Gate("100 usd/hour", "1000 tokens/hour")
+    client = rxllm.function(
+        lambda n: n / 4,
+        cost=lambda _request: {"usd": 10, "tokens": 100},
+        used=lambda result: {"usd": result, "tokens": 30},
+    )
+    [outcome] = rxllm.collect(rxllm.from_iterable([1]).pipe(rxllm.call(client, gate=gate)))
+    assert outcome.usage.units == {"usd": 0.25, "tokens": 30}
+    assert [quota.available for quota in gate.statistics().quotas] == [99.75, 970.0]
+
+
+@pytest.mark.parametrize(
+    ("used", "message"),
+    [
+        (lambda _result: 5, "used must return a mapping of units to amounts, got 5"),
+        (lambda _result: {"usd": -1}, "used in usd must be a finite number >= 0, got -1"),
+    ],
+)
+def test_a_bad_use_of_a_result_fails_that_request_and_says_why(used, message):
+    client = rxllm.function(lambda n: n, used=used)
+    [outcome] = rxllm.collect(rxllm.from_iterable([1]).pipe(rxllm.call(client)))
+    assert isinstance(outcome.error, ConfigError)
+    assert str(outcome.error) == message
+
+
+def test_units_of_ones_own_are_summed_over_the_attempts():
+    used = [Usage(units={"usd": 1.0}), Usage(input_tokens=2), Usage(units={"usd": 0.5, "gpu": 3.0})]
+    assert sum(used, Usage()) == Usage(input_tokens=2, units={"usd": 1.5, "gpu": 3.0})

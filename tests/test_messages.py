@@ -186,7 +186,7 @@ usages = st.builds(
 @given(st.lists(usages))
 def test_usages_add_up_field_by_field(many: list[Usage]) -> None:
     total = sum(many, Usage())
-    for field in Usage.__struct_fields__:
+    for field in Usage.__struct_fields__[:-1]:  # those of the caller are no numbers
         assert getattr(total, field) == sum(getattr(one, field) for one in many)
     assert total.total_tokens == total.input_tokens + total.output_tokens
 
