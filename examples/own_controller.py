@@ -2,8 +2,9 @@
 
     python examples/own_controller.py
 
-A simulated provider refuses what comes on top of 24 calls at a time, and later on top of 12. The controller adds a place
-for each round of good answers, takes a quarter off at a refusal, and listens to a refusal only once for each setting.
+A simulated provider refuses what comes on top of 24 calls at a time, and later on top of 12. The controller adds a
+place for each round of good answers, takes a quarter off at a refusal, and listens to a refusal only once for each
+setting.
 """
 
 import reactivex as rx

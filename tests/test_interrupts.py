@@ -147,7 +147,7 @@ def test_ctrl_c_in_a_plain_script_without_a_block_exits_like_any_script():
 def test_ctrl_c_in_collect_keeps_what_came():
     code, lines, stderr = run(
         """
-        threading.Timer(0.12, interrupt).start()
+        threading.Timer(0.4, interrupt).start()
         try:
             rxllm.collect(rxllm.from_iterable(source()).pipe(flat_map(call, window=4)))
         except KeyboardInterrupt as error:
