@@ -1,22 +1,23 @@
 """The lab for controllers: scenarios as data, and one run of a controller against a synthetic server, in virtual time.
 
-    backlog ──▶ Gate ──▶ path ──▶ Server: quota, ceiling, knee, faults ──▶ path ──▶ settled, tried again or done
-    (no end)     ▲                                                               │
-                 └────────────── Setting ◀── controller ◀── Signal ◀────────────┘
+    backlog ──▶ Gate(concurrency=controller) ──▶ path ──▶ Server: quota, ceiling, knee, faults ──▶ path ──┐
+    (no end)     ▲                                                                                        │
+                 └────────── settled: how it ended, what it used, with which error; tried again, or done ◀┘
 
-The gate, the back-off and the controllers are the library's own. A client here does what `rxllm.call` does, a place in
-the window, a place in the queue, waits, retries, checks, without building a stream for each request; a test compares
-the two. There are no timeouts, and the deadline of a request is longer than a run.
+The gate with its loop, the back-off and the controllers are the library's own. A client here does what `rxllm.call`
+does, a place in the window, a place in the queue, waits, retries, checks, without building a stream for each request; a
+test compares the two. There are no timeouts, and the deadline of a request is longer than a run.
 
-A controller is an object with `initial` (a `Setting`), `on_signal(signal)` and `on_timer(now)` (each a `Setting` or
-None), and `due`: when it wants `on_timer` next, None for never.
+An answer that a check refuses is a good one for the gate, which learns nothing of the check.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import heapq
+import logging
 import math
 import random
 import time
@@ -25,32 +26,36 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 import msgspec
 
 from rxllm import Backoff, Gate
-from rxllm.errors import ConfigError, check_number
-from rxllm.gate import WINDOW
-from rxllm.messages import Kind, Setting, Signal
+from rxllm.errors import (
+    CallError,
+    ConfigError,
+    InvalidRequestError,
+    OverloadedError,
+    RateLimitedError,
+    ServerError,
+    check_number,
+)
 from rxllm.testing import ServerQuota, VirtualScheduler
 from rxllm.testing._quotas import Limiter, limiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rxllm.clock import Handle
-    from rxllm.errors import CallError
+    from rxllm.feedback import Controller
     from rxllm.gate import Lease
+    from rxllm.messages import Kind
     from rxllm.policies.accounting import Ending
+    from rxllm.policies.control import Machine
 
 TICK: Final = 0.5  # seconds between two rows of the log
 SPEED: Final = 50.0  # tokens that a request has for each second of work in it
 VALIDATIONS: Final = 3  # answers of one request that a check may refuse: the default of `rxllm.policies.Validate`
-UNLIMITED: Final = 10**9  # the gate cannot be told to drop a limit or a rate once it has one
-HELD: Final = ("concurrency", "pace")  # by the controller's own limit or rate
-ENDINGS: Final[dict[Kind, Ending]] = {
-    "ok": "answered",
-    "invalid": "answered",
-    "refused": "refused",
-    "overloaded": "refused",
-    "fault": "failed",
-    "fatal": "failed",
+FAILURES: Final[dict[Kind, tuple[Ending, type[CallError], str, int]]] = {
+    "refused": ("refused", RateLimitedError, "too many", 429),
+    "overloaded": ("refused", OverloadedError, "too busy", 529),
+    "fault": ("failed", ServerError, "it broke", 500),
+    "fatal": ("failed", InvalidRequestError, "it is wrong", 400),
 }
 
 Unit = Literal["requests", "tokens", "places"]
@@ -199,28 +204,6 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def seed(self, run: int) -> int:
         """Return what the random numbers of a run begin with: a digest, so nobody can choose it."""
         return int.from_bytes(hashlib.sha256(f"{self.name}/{run}".encode()).digest()[:8])
-
-
-class Controller(Protocol):
-    """What is judged."""
-
-    @property
-    def initial(self) -> Setting:
-        """What the gate begins with."""
-        ...
-
-    @property
-    def due(self) -> float | None:
-        """When `on_timer` is to be called; None: never."""
-        ...
-
-    def on_signal(self, signal: Signal, /) -> Setting | None:
-        """Learn what an attempt did."""
-        ...
-
-    def on_timer(self, now: float, /) -> Setting | None:
-        """Act although nothing may have happened."""
-        ...
 
 
 class Job(Protocol):
@@ -393,98 +376,47 @@ class Client:
     """One user of the server: an endless backlog behind a gate, and the controller of that gate."""
 
     def __init__(
-        self, scenario: Scenario, number: int, server: Server, controller: Controller, draws: random.Random
+        self,
+        scenario: Scenario,
+        number: int,
+        server: Server,
+        controller: int | Machine | Controller,
+        draws: random.Random,
     ) -> None:
-        initial = controller.initial
         self.number = number
         self.server = server
-        self.gate = Gate(concurrency=initial.limit, rate=initial.rate)
+        self.gate = Gate(concurrency=controller)
         self.backoff = Backoff()
         self.draws = draws
         self.clock: VirtualScheduler
-        self.epoch = 0
-        self.in_flight = 0
-        self.attempts = 0
         self.failed = 0  # requests given up: faults or invalid answers that did not end; not those that are fatal
         self.ended = 0
-        self.settings = [(scenario.starts[number], initial)]
         self._scenario = scenario
-        self._controller = controller
-        self._lines = self.gate._lines  # noqa: SLF001  a look at it costs nothing, statistics() do
         self._active = 0
         self._filling = False
-        self._timer: Handle | None = None
-        self._due = math.inf
 
     def start(self, clock: VirtualScheduler) -> None:
         """Begin."""
         self.clock = clock
-        self._schedule()
         self.fill()
 
     def fill(self) -> None:
         """Pull as many requests as there is room for in the window."""
         self._filling = False
         scenario = self._scenario
-        window = scenario.window
-        if window is None:
-            window = WINDOW if self.gate.limit == UNLIMITED else self.gate.window
-        window *= scenario.pipelines
+        window = (self.gate.window if scenario.window is None else scenario.window) * scenario.pipelines
         while self._active < window:
             self._active += 1
             Try(self).ask()
 
     def done(self, *, failed: bool) -> None:
-        """Count the end of a request, and pull another one."""
+        """Count the end of a request, and pull another one in the next turn."""
         self.ended += 1
         self.failed += failed
         self._active -= 1
-        self.refill()
-
-    def refill(self) -> None:
-        """Pull in the next turn."""
         if not self._filling:
             self._filling = True
             self.clock.call_soon(self.fill)
-
-    def signal(self, signal: Signal) -> None:
-        """Tell the controller."""
-        self._heed(self._controller.on_signal(signal))
-
-    def is_binding(self) -> bool:
-        """Say whether somebody waits because of the controller's setting."""
-        return self._lines.waiting > 0 and self.gate._reason in HELD  # noqa: SLF001
-
-    def _wake(self) -> None:
-        self._timer, self._due = None, math.inf
-        due = self._controller.due
-        if due is not None and due <= self.clock.seconds():
-            self._heed(self._controller.on_timer(self.clock.seconds()))
-        else:
-            self._schedule()
-
-    def _heed(self, setting: Setting | None) -> None:
-        """Take over a setting, and look when the controller wants to be called."""
-        if setting is not None:
-            gate = self.gate
-            limit, rate = setting.limit, setting.rate
-            if limit is None and gate.limit is not None:
-                limit = UNLIMITED
-            if rate is None and gate._opening.rate is not None:  # noqa: SLF001
-                rate = float(UNLIMITED)
-            self.epoch += 1
-            gate.set(limit=limit, rate=rate, reason=setting.reason)
-            self.settings.append((self.clock.seconds(), setting))
-            self.refill()
-        self._schedule()
-
-    def _schedule(self) -> None:
-        due = self._controller.due
-        if due is not None and due < self._due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._due = due
-            self._timer = self.clock.call_later(due - self.clock.seconds(), self._wake)
 
 
 class Try:
@@ -492,9 +424,7 @@ class Try:
 
     __slots__ = (
         "_arrival",
-        "_epoch",
         "_faults",
-        "_in_flight",
         "_invalid",
         "_lease",
         "_owner",
@@ -526,64 +456,52 @@ class Try:
 
     def admitted(self, lease: Lease) -> None:
         """Start."""
-        owner = self._owner
         self._lease = lease
-        owner.attempts += 1
-        owner.in_flight += 1
-        self._in_flight = owner.in_flight
-        self._epoch = owner.epoch
-        owner.server.send(self)
-        owner.signal(
-            Signal(at=lease.at, kind="start", in_flight=owner.in_flight, epoch=owner.epoch, binding=owner.is_binding())
-        )
+        self._owner.server.send(self)
 
     def turned_away(self, error: CallError | ConfigError) -> None:
         """Fail: gates without quotas turn nobody away."""
         raise error
 
     def answered(self, kind: Kind, retry_after: float | None) -> None:
-        """Give the lease back, tell the controller, and go on as `rxllm.call` does."""
+        """Give the lease back as `rxllm.operators.admit` does, and go on as `rxllm.call` does."""
         owner = self._owner
-        now = owner.clock.seconds()
-        owner.in_flight -= 1
-        ending = ENDINGS[kind]
-        if ending == "refused" and retry_after is not None:
-            owner.gate.pause(retry_after)
-        self._lease.settle(ending)
-        owner.signal(
-            Signal(
-                at=now,
-                kind=kind,
-                seconds=now - self._lease.at,
-                in_flight=self._in_flight,
-                tokens=SPEED * self.work if ending == "answered" else 0.0,
-                epoch=self._epoch,
-                binding=owner.is_binding(),
-                retry_after=retry_after,
-            )
-        )
-        self._follow(kind, retry_after)
+        if kind in FAILURES:
+            if retry_after is not None:
+                owner.gate.pause(retry_after)
+            self._lease.settle(FAILURES[kind][0], None, error_of(kind, retry_after))
+        else:
+            self._lease.settle("answered", {"tokens": SPEED * self.work})
+        wait = self._wait(kind, retry_after)
+        if wait is None:
+            owner.done(failed=kind in ("fault", "invalid"))
+        elif wait:
+            owner.clock.call_later(wait, self.ask)
+        else:
+            self.ask()
 
-    def _follow(self, kind: Kind, retry_after: float | None) -> None:
+    def _wait(self, kind: Kind, retry_after: float | None) -> float | None:
+        """Return seconds until the next try; None: it was the last one."""
         owner = self._owner
         uniform = owner.draws.uniform
-        wait: float | None = None
         if kind in ("refused", "overloaded"):
             self._refusals += 1
-            wait = owner.backoff.wait(self._refusals, retry_after, uniform)
-        elif kind == "fault":
+            return owner.backoff.wait(self._refusals, retry_after, uniform)
+        if kind == "fault":
             self._faults += 1
-            wait = owner.backoff.delay(self._faults, None, uniform)
-        elif kind == "invalid":
+            return owner.backoff.delay(self._faults, None, uniform)
+        if kind == "invalid":
             self._invalid += 1
             if self._invalid < VALIDATIONS:
                 self._refusals = self._faults = 0  # a new answer has all its tries again
-                self.ask()
-                return
-        if wait is None:
-            owner.done(failed=kind in ("fault", "invalid"))
-        else:
-            owner.clock.call_later(wait, self.ask)
+                return 0.0
+        return None
+
+
+def error_of(kind: Kind, retry_after: float | None) -> CallError:
+    """Return what a client of the library makes of such an answer."""
+    _, error, message, status = FAILURES[kind]
+    return error(message, status, retry_after)
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
@@ -593,23 +511,49 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[Row]  # every half second
     answered: list[list[tuple[float, float]]]  # phase -> good answers: when accepted, seconds in service
     of_clients: list[float]  # share of the accepted requests since all had begun and 60 s were over
-    settings: list[list[tuple[float, Setting]]]  # of each client
     attempts: int
     ended: int  # requests
     failed: int  # of those given up
     cpu: float  # seconds
 
 
+class Alarm(logging.Handler):
+    """It raises for each warning."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Raise."""
+        raise RuntimeError(record.getMessage())
+
+
+@contextlib.contextmanager
+def failing_loudly() -> Iterator[None]:
+    """End a run with the mistake of its controller: the gate warns and goes on with the last setting."""
+    log, alarm = logging.getLogger("rxllm.feedback"), Alarm(logging.WARNING)
+    log.addHandler(alarm)
+    try:
+        yield
+    finally:
+        log.removeHandler(alarm)
+
+
+@failing_loudly()
 def run(
-    scenario: Scenario, make: Callable[[Scenario, Server, int], Controller], number: int = 0, warm: float = 60.0
+    scenario: Scenario,
+    make: Callable[[Scenario, Server, int], int | Machine | Controller],
+    number: int = 0,
+    warm: float = 60.0,
 ) -> Trace:
     """Run a scenario.
 
     Args:
         scenario: what to run.
-        make: scenario, server, number of the client -> its controller; only an oracle looks at the first two.
+        make: scenario, server, number of the client -> the `concurrency` of its gate: a machine, an operator, or a
+            number; only an oracle looks at the first two.
         number: of the run; each has other random numbers.
         warm: seconds after which the clients are compared.
+
+    Raises:
+        RuntimeError: a controller raised something.
     """
     began = time.process_time()
     clock = VirtualScheduler()
@@ -629,8 +573,7 @@ def run(
         server.tick()
         if not before and at >= max(scenario.starts) + warm:
             before = server.of_clients.copy()
-        limit = first.gate.limit
-        pace = first.gate._opening.pace  # noqa: SLF001
+        seen = first.gate.statistics()
         rows.append(
             Row(
                 at=at,
@@ -639,9 +582,9 @@ def run(
                 tokens=server.tokens,
                 refused=server.refused,
                 arrivals=server.arrivals,
-                limit=limit if limit is not None and limit < UNLIMITED else None,
-                rate=pace.rate if pace is not None and pace.rate < UNLIMITED else None,
-                in_flight=first.in_flight,
+                limit=seen.limit,
+                rate=seen.rate,
+                in_flight=seen.in_flight,
             )
         )
     since = [now - then for now, then in zip(server.of_clients, before, strict=True)] if before else server.of_clients
@@ -650,8 +593,7 @@ def run(
         rows=rows,
         answered=server.answered,
         of_clients=[count / max(1, sum(since)) for count in since],
-        settings=[client.settings for client in clients],
-        attempts=sum(client.attempts for client in clients),
+        attempts=sum(client.gate.statistics().admitted for client in clients),
         ended=sum(client.ended for client in clients),
         failed=sum(client.failed for client in clients),
         cpu=time.process_time() - began,

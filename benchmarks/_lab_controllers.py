@@ -11,11 +11,13 @@ from rxllm.messages import Setting, Signal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from _lab import Controller, Phase, Scenario, Server
+    from _lab import Phase, Scenario, Server
 
+    from rxllm.feedback import Controller
+    from rxllm.policies.control import Machine
     from rxllm.testing._quotas import Limiter
 
-    Make = Callable[[Scenario, Server, int], Controller]
+    Make = Callable[[Scenario, Server, int], Machine | Controller]
 
 STEP: Final = 0.5  # seconds between two looks of the oracle at a server that changes by itself
 AHEAD: Final = 0.001  # of the rate: two starts that come together by rounding
@@ -141,7 +143,7 @@ def _at(phases: tuple[Phase, ...], now: float) -> Phase:
     return max((phase for phase in phases if phase.at <= now + 1e-9), key=lambda phase: phase.at)
 
 
-def _library(module: str, name: str) -> Callable[[], Controller] | None:
+def _library(module: str, name: str) -> Callable[[], Machine | Controller] | None:
     """Return a factory of the library; None: it is not there."""
     try:
         return getattr(importlib.import_module(module), name, None)
@@ -151,7 +153,7 @@ def _library(module: str, name: str) -> Callable[[], Controller] | None:
         return None
 
 
-def _fresh(factory: Callable[[], Controller]) -> Make:
+def _fresh(factory: Callable[[], Machine | Controller]) -> Make:
     return lambda _scenario, _server, _number: factory()
 
 

@@ -7,8 +7,9 @@ Median and worst of the seeds; a figure meets its goal if the median does.
 Baselines: an oracle that knows the server, fixed limits, and the plainest AIMD. A goal that the oracle misses becomes
 0.97 of what the oracle reaches.
 
-The gate, the back-off and the controllers are real; the servers are synthetic, the time is virtual (`_lab`). The random
-numbers of a run come from a digest of the scenario's name and the number of the run.
+The gate with its loop, the back-off and the controllers are real; the servers are synthetic, the time is virtual
+(`_lab`). The random numbers of a run come from a digest of the scenario's name and the number of the run. A controller
+is whatever `Gate(concurrency=...)` takes. `control_http.py` has four of the servers over HTTP.
 
     control.py                                   the table: every scenario and controller, in two processes
     control.py --quick                           a part of it, one seed: for CI

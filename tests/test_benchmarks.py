@@ -1,5 +1,6 @@
 """Each benchmark runs in its tiny size, says what it should, and loses nothing: figures are for the full size alone."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -132,3 +133,19 @@ def test_control_judges_controllers_side_by_side_and_the_oracle_meets_every_goal
         == len({name.partition("/")[0] for name in judged})
     )
     assert cases["speed"].keys() >= {"value", "goal", "met"}
+
+
+def test_control_http_judges_the_controller_and_a_fixed_limit_by_the_log_of_each_server() -> None:
+    cases = run("control_http")
+    known = {"bucket_30", "ceiling_64", "knee_64"}
+    if importlib.util.find_spec("llmock") is None:
+        assert "missing" in cases.pop("llmock_rpm")
+    else:
+        known.add("llmock_rpm")
+    assert set(cases) == {f"{name}/{side}" for name in known for side in ("pace_and_follow", "fixed_64")}
+    for name, case in cases.items():
+        assert case["arrivals"] > 0
+        assert case["share"] > 0
+        assert (case["goal"] is None) is (case["met"] is None) is name.endswith("fixed_64")
+    assert cases["bucket_30/fixed_64"]["refused"] > 0.3
+    assert cases["ceiling_64/fixed_64"]["refused"] == cases["knee_64/fixed_64"]["refused"] == 0.0

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import rxllm
 from rxllm import Gate, Reply, Request, Usage
-from rxllm.errors import ConfigError, InvalidRequestError, OverloadedError, RateLimitedError, ServerError
+from rxllm.errors import ConfigError, InvalidRequestError
 from rxllm.gate import WINDOW
 from rxllm.messages import Setting, Signal
 from rxllm.stream import Stream
@@ -30,6 +30,7 @@ try:
     lab, judge, controllers, scenarios, picture = (
         importlib.import_module(f"_lab{name}") for name in ("", "_judge", "_controllers", "_scenarios", "_picture")
     )
+    over_http = importlib.import_module("control_http")
 finally:
     sys.path.remove(SCRIPTS)
 
@@ -254,14 +255,7 @@ class Attempt:
             if self.observer is not None:
                 self.observer.on_completed()
             return
-        self.observer.on_error(
-            {
-                "refused": RateLimitedError("too many", 429, retry_after),
-                "overloaded": OverloadedError("too busy", 529, retry_after),
-                "fault": ServerError("it broke", 500),
-                "fatal": InvalidRequestError("it is wrong", 400),
-            }[kind]
-        )
+        self.observer.on_error(lab.error_of(kind, retry_after))
 
     def dispose(self) -> None:
         self.observer = None
@@ -292,28 +286,34 @@ class WireClient:
 
 
 BAD = {"fault": 0.1, "fatal": 0.05, "invalid": 0.4}
+RATE = lab.Phase(quota=scenarios.bucket(6), faults=BAD)
+CEILING = lab.Phase(ceiling=15, faults=BAD)
+KNEE = lab.Phase(knee=8, faults=BAD)
 
 
 @pytest.mark.parametrize(
-    "phase",
+    ("phase", "hint", "make"),
     [
-        lab.Phase(quota=scenarios.bucket(6), faults=BAD),
-        lab.Phase(ceiling=15, faults=BAD),
-        lab.Phase(knee=8, faults=BAD),
+        pytest.param(RATE, "exact", lambda: 20, id="a-number-at-a-rate-with-hints"),
+        pytest.param(RATE, None, lambda: 20, id="a-number-at-a-rate-without-hints"),
+        pytest.param(CEILING, "exact", lambda: 20, id="a-number-at-a-ceiling-with-hints"),
+        pytest.param(CEILING, "exact", lambda: controllers.Fixed(20), id="a-machine-at-a-ceiling-with-hints"),
+        pytest.param(CEILING, None, lambda: controllers.Fixed(20), id="a-machine-at-a-ceiling-without-hints"),
+        pytest.param(KNEE, "exact", lambda: controllers.Fixed(20), id="a-machine-at-a-knee"),
+        pytest.param(RATE, "exact", controllers.AimdPerReply, id="a-controller-at-a-rate-with-hints"),
+        pytest.param(CEILING, None, controllers.AimdPerReply, id="a-controller-at-a-ceiling-without-hints"),
     ],
-    ids=["rate", "ceiling", "knee"],
 )
-@pytest.mark.parametrize("hint", ["exact", None], ids=["with-hints", "without-hints"])
-def test_a_client_of_the_lab_fares_as_a_pipeline_of_the_library(phase: Any, hint: Any):
+def test_a_client_of_the_lab_fares_as_a_pipeline_of_the_library(phase: Any, hint: Any, make: Any):
     scenario = world(phase, retry_after=hint, path=0.05, seconds=1200.0)
-    trace = play(scenario, "fixed_20")
+    trace = play(scenario, make())
 
     clock = VirtualScheduler()
     server = lab.Server(scenario, clock, random.Random(1))
     draws = random.Random(2)
     requests = (Request(body={}, meta=draws.gauss(0.0, 1.0)) for _ in itertools.count())
     calls = rxllm.call(
-        WireClient(server), gate=Gate(concurrency=20), seed=3, validate=lambda reply: reply.value == "ok"
+        WireClient(server), gate=Gate(concurrency=make()), seed=3, validate=lambda reply: reply.value == "ok"
     )
     seen = record(clock, rxllm.from_iterable(requests).pipe(calls), until=scenario.seconds)
     server.tick()
@@ -355,7 +355,6 @@ def test_a_controller_is_told_of_each_attempt_and_called_when_it_is_due():
     controller = Scripted(Setting(limit=2, rate=None, reason="a"), Setting(limit=5, rate=None, reason="b"))
     trace = play(world(lab.Phase(ceiling=9, latency=EVEN), seconds=4.0), controller)
     assert controller.timers == [1.0, 2.0]
-    assert [setting.reason for _, setting in trace.settings[0]] == ["a", "b"]
     assert [row.limit for row in trace.rows] == [2, 2, 5, 5, 5, 5, 5, 5, 5]
     starts = [signal for signal in controller.signals if signal.kind == "start"]
     ends = [signal for signal in controller.signals if signal.kind == "ok"]
@@ -385,11 +384,44 @@ def test_a_controller_may_want_to_be_called_earlier_than_it_said():
     assert controller.timers == [2.0]
 
 
-def test_who_waits_for_a_hint_does_not_wait_for_the_controller():
+def test_a_controller_learns_what_the_gate_can_know_of_each_end():
+    controller = Scripted(Setting(limit=30, rate=None, reason="only"))
+    phase = lab.Phase(ceiling=20, latency=EVEN, faults={"fault": 0.1, "fatal": 0.1, "invalid": 0.3})
+    trace = play(world(phase, overloaded=True, retry_after=0.5), controller)
+    ends = [signal for signal in controller.signals if signal.kind != "start"]
+    assert {signal.kind for signal in ends} == {"ok", "overloaded", "fault", "fatal"}  # no check speaks at a gate
+    assert {(signal.kind == "overloaded", signal.retry_after) for signal in ends} == {(True, 0.5), (False, None)}
+    assert {(signal.kind == "ok", signal.tokens) for signal in ends} == {(True, lab.SPEED), (False, 0.0)}
+    last = trace.rows[-1]
+    seen = sum(signal.kind == "overloaded" for signal in ends)
+    assert last.refused - 30 <= seen <= last.refused  # but for what is on its way
+
+
+def test_an_operator_is_judged_as_the_machine_in_it():
+    scenario = world(lab.Phase(quota=scenarios.bucket(10)), seconds=60.0)
+    operator = rxllm.operators.feedback(controllers.AimdPerReply())
+    plain, inside = (play(scenario, one) for one in (controllers.AimdPerReply(), operator))
+    assert plain.rows[1:] == inside.rows[1:]
+
+
+class Clumsy(Scripted):
+    """It makes a mistake when it is called."""
+
+    def on_timer(self, now: float) -> Setting | None:
+        raise ZeroDivisionError("clumsy")
+
+
+def test_a_controller_that_raises_ends_the_run():
+    controller = Clumsy(Setting(limit=2, rate=None, reason="only"))
+    with pytest.raises(RuntimeError, match="clumsy"):
+        play(world(lab.Phase(ceiling=9, latency=EVEN)), controller)
+
+
+@pytest.mark.parametrize(("window", "binding"), [(5, False), (50, True)], ids=["nobody-else", "others-wait"])
+def test_who_backs_off_does_not_wait_for_the_controller_and_holds_nobody_back(window: int, binding: bool):
     controller = Scripted(Setting(limit=5, rate=None, reason="only"))
-    play(world(lab.Phase(ceiling=1, latency=EVEN), retry_after=1.5, seconds=1.2), controller)
-    bound = {signal.binding for signal in controller.signals if signal.kind == "ok"}
-    assert bound == {False}
+    play(world(lab.Phase(ceiling=1, latency=EVEN), retry_after=1.5, seconds=1.2, window=window), controller)
+    assert {signal.binding for signal in controller.signals if signal.kind == "ok"} == {binding}
 
 
 def test_a_setting_without_a_limit_or_a_rate_lifts_both():
@@ -445,7 +477,7 @@ def log(scenario: Any, *pieces: tuple[float, float, int]) -> Any:
     answered = [*[(5.0, 99.0)] * 4, (70.0, 2.0), (71.0, 3.0), (72.0, 4.0)]
     return lab.Trace(
         scenario=scenario, rows=rows, answered=[answered for _ in scenario.phases], of_clients=[0.3, 0.7],
-        settings=[], attempts=0, ended=10, failed=1, cpu=1.0,
+        attempts=0, ended=10, failed=1, cpu=1.0,
     )  # fmt: skip
 
 
@@ -568,6 +600,32 @@ def test_goals_follow_the_scenario_and_the_oracle():
 def test_a_summary_has_the_median_and_the_worst():
     runs = [{"share": 0.9, "refused": 0.1}, {"share": 0.8, "refused": 0.3}, {"share": 1.0, "refused": 0.2}]
     assert judge.summary(runs) == {"share": (0.9, 0.8), "refused": (0.2, 0.3)}
+
+
+def calls(*rows: tuple[float, float, bool]) -> list[Any]:
+    return [over_http.Seen(*one) for one in rows]
+
+
+def judged(rows: list[Any], unit: str, capacity: float) -> Any:
+    case = over_http.Case("test", lambda: None, unit, capacity)
+    return over_http.judge(rows, case, 2.0, 6.0)
+
+
+def test_a_rate_over_http_is_judged_by_the_starts_that_were_taken_after_the_warm_up():
+    rows = calls(
+        (10.0, 11.0, True), (12.0, 14.0, True), (13.0, 13.0, False), (15.9, math.inf, True), (16.0, 17.0, True)
+    )
+    assert judged(rows, "rate", 1.0) == {
+        "share": 0.5, "pieces": [], "refused": 0.3333, "p50": 2.0, "arrivals": 3,
+    }  # fmt: skip
+    case = over_http.Case("test", lambda: None, "rate", 1.0)
+    assert over_http.judge(rows, case, 2.0, 25.0)["pieces"] == [0.4, 0.0]
+
+
+def test_a_width_over_http_is_judged_by_the_places_that_were_in_service_and_none_above_it():
+    rows = calls((10.0, 14.0, True), (10.0, 13.0, True), (11.0, math.inf, True), (12.0, 15.0, False))
+    # from 12 on: three, but two count; two from 13 on; one from 14 to 16
+    assert judged(rows, "places", 2)["share"] == (2 * 1 + 2 * 1 + 1 * 2) / 8
 
 
 # the worlds and the controls
