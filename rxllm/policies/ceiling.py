@@ -9,8 +9,6 @@ __all__ = ["Ceiling"]
 
 QUIET = 8.0  # seconds, at least, between two climbs
 COST = 0.0125  # share of the starts that climbs may cost in refusals
-PAUSE = 2.0  # seconds for which a hint closes the gate at most
-PAUSES = 15.0  # seconds between two climbs for each second that they paused: meanwhile some places stay empty
 STEP = 1.0  # seconds of a step of a climb
 WIDE = 8  # in flight: with fewer the first refusal says nothing about a ceiling
 TRIAL = 5.0  # seconds, and starts: if a lower limit ends the refusals for so long, they were about the number in flight
@@ -43,7 +41,6 @@ class Ceiling:
         "_cut",
         "_doubt",
         "_need",
-        "_pauses",
         "_recent",
         "_records",
         "_seen",
@@ -64,7 +61,6 @@ class Ceiling:
         self._records = 0  # refusals in a row that look like a ceiling
         self._need = LEAST
         self._cost = 0  # refusals since the last climb began
-        self._pauses = 0.0  # seconds, since then
         self._confirmed = SURE  # refusals that were expected, less those that were not; the first guess is free
         self._streak = 0  # refusals in a row that nobody asked for
         self._doubt = 0.0  # refusals that nobody asked for, less half of those that were expected
@@ -73,14 +69,13 @@ class Ceiling:
         """Learn that the setting was lowered."""
         self._cut = now
 
-    def refuse(self, now: float, started: float, in_flight: int, hint: float | None, *, fresh: bool) -> bool:
+    def refuse(self, now: float, started: float, in_flight: int, *, fresh: bool) -> bool:
         """Say whether a refusal under the current setting is about the number in flight.
 
         Args:
             now: steady seconds.
             started: when its attempt was.
             in_flight: then, itself included.
-            hint: seconds that the server asked to wait.
             fresh: whether no refusal was about the rate so far.
         """
         if self.limit is None:
@@ -88,8 +83,6 @@ class Ceiling:
         if in_flight > self.limit:
             return True  # it started before the limit fell
         self._cost += 1
-        if hint is not None:
-            self._pauses += min(hint, PAUSE)
         if self.trial is not None:
             self._doubt += 1.0
             if in_flight < BELOW * self.limit or self._doubt >= LOWER:
@@ -106,7 +99,6 @@ class Ceiling:
             self._streak += 1
             self._confirmed = max(0, self._confirmed - 1)
             self._cost = 0
-            self._pauses = 0.0
             if self._doubt > DOUBTS:
                 return self._refuted()
             share = min(0.4, GIVE * 2 ** (self._streak - 1))
@@ -152,7 +144,7 @@ class Ceiling:
         self.limit = self._base = max(1, in_flight - 1)
         self.trial = now + max(TRIAL, TRIAL_STARTS / self._speed(now))
         self._cost = self._confirmed = self._streak = 0
-        self._pauses = self._doubt = 0.0
+        self._doubt = 0.0
         return True
 
     def _refuted(self) -> bool:
@@ -166,10 +158,9 @@ class Ceiling:
 
     def _restart(self, now: float) -> None:
         speed = self._speed(now)
-        quiet = max(QUIET, self._cost / (COST * speed), PAUSES * self._pauses)
+        quiet = max(QUIET, self._cost / (COST * speed))
         self._climb.restart(now, quiet, max(STEP, 1 / speed))
         self._cost = 0
-        self._pauses = 0.0
 
     def _speed(self, now: float) -> float:
         return max(0.1, self._recent.rate(now - QUIET, now))

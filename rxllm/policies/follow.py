@@ -18,7 +18,7 @@ starts a second. That is for how long a capacity that has grown goes unnoticed. 
 what a refusal needs to come back to see which share of the starts is refused, and one step to cut by that.
 
 What is no signal here: latency (answers of ten times the length are no congestion), a Retry-After (it delays its own
-request, and the gate a little), a fault (nothing climbs while they are many), an answer that was refused by a check or
+request alone), a fault (nothing climbs while they are many), an answer that was refused by a check or
 that no further try cures. Refusals of attempts that started before the last cut say what is known already.
 
 Weak spots: a window of a minute that is used up in a burst is probed until it begins anew, and what it grants is then
@@ -145,7 +145,7 @@ class PaceAndFollow:
             return None
         ceiling, pace = self._ceiling, self._pace
         before = ceiling.limit
-        if ceiling.refuse(now, started, signal.in_flight, signal.retry_after, fresh=not pace.known):
+        if ceiling.refuse(now, started, signal.in_flight, fresh=not pace.known):
             if ceiling.limit == before:
                 return None
             if before is None and pace.known:
@@ -154,7 +154,7 @@ class PaceAndFollow:
             return self._set(now, "no more room", cut=True)
         if ceiling.limit != before:
             self._width.cover(None, now)
-        if pace.refuse(now, started, signal.retry_after):
+        if pace.refuse(now, started):
             return self._set(now, pace.reason, cut=True)
         return self._set(now, pace.reason)
 

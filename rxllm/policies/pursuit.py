@@ -21,8 +21,6 @@ SOON = 30.0  # seconds, at most, until the next climb if a server may have been 
 SHORT = 2.0  # seconds until the next climb after a guess
 STEP = 1.0  # seconds of a step of a climb: a few times what most refusals take to come back
 RAMP = 0.5  # seconds between two looks in the slow start
-PAUSE = 2.0  # seconds for which a hint closes the gate at most
-PAUSES = 60.0  # seconds between two climbs for each second that they paused: 2 % of the time
 FAR = 1.3  # times the quota: a climb that got there was not about that quota
 WRONG = 3.0  # the same of a guess, and of a quota that saves up for long
 CLOSE = 1.06  # times the quota: a climb refused before that confirms it
@@ -55,8 +53,6 @@ class Pursuit:
         "_delay",
         "_gone_far",
         "_last",
-        "_paused",
-        "_pauses",
         "_peak",
         "_quota",
         "_recent",
@@ -90,9 +86,7 @@ class Pursuit:
         self._accepted = 0  # starts less those refused
         self._cut = -math.inf  # when the rate was last changed because of a refusal
         self._cut_accepted = 0  # accepted until then
-        self._paused = 0.0  # seconds since then
-        self._pauses = 0.0  # seconds since the last climb began
-        self._cost = 0  # refusals since then
+        self._cost = 0  # refusals since the last climb began
         self._until = math.inf  # the starts that are looked at are those from the cut until then,
         self._starts = 0  # so many since the cut,
         self._counted = 0  # so many of them,
@@ -118,12 +112,9 @@ class Pursuit:
         if self._cut <= started <= self._until:
             self._refused += 1
 
-    def refuse(self, now: float, started: float, hint: float | None) -> bool:
+    def refuse(self, now: float, started: float) -> bool:
         """Learn of a refusal under the current setting that is about the rate; say whether the rate changed."""
         self._cost += 1
-        if hint is not None:
-            self._paused += min(hint, PAUSE)
-            self._pauses += min(hint, PAUSE)
         if self.state == "check":
             return False
         if self.state == "ramp":
@@ -191,9 +182,9 @@ class Pursuit:
         return self._recent.rate(now - max(3 * STEP, 10 / self.rate), now)
 
     def _mean(self, now: float) -> float:
-        """Return accepted starts per second since the last cut; of a pause, half was saved up."""
+        """Return accepted starts per second since the last cut."""
         elapsed = now - self._cut
-        return max(0, self._accepted - self._cut_accepted) / max(0.1 * elapsed, elapsed - 0.5 * self._paused, 0.1)
+        return max(0, self._accepted - self._cut_accepted) / max(elapsed, 0.1)
 
     def _change(self, now: float, rate: float, reason: str) -> None:
         """Go on with another rate, and see what becomes of it."""
@@ -204,7 +195,6 @@ class Pursuit:
         self.rate = min(FASTEST, max(SLOWEST, rate))
         self._cut = now
         self._cut_accepted = self._accepted
-        self._paused = 0.0
         self._peak = 0.0
         self._starts = self._refused = 0
         self._until = math.inf
@@ -276,11 +266,6 @@ class Pursuit:
         if self._rough:
             quiet = SHORT + 5 / self.rate
         else:
-            quiet = max(
-                RARE if self._deep else QUIET,
-                min(120.0, self._cost / (COST * self.rate)),
-                min(150.0, PAUSES * self._pauses),
-            )
+            quiet = max(RARE if self._deep else QUIET, min(120.0, self._cost / (COST * self.rate)))
             self._cost = 0
-            self._pauses = 0.0
         self._climb.restart(now, quiet, max(STEP, 1 / self.rate, 3 * self._delay))

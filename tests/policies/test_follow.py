@@ -58,7 +58,7 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._in_flight = self._serving = self._epoch = 0
-        self._next = self._pause = 0.0
+        self._next = 0.0
         self._looking = math.inf
 
     def run(self, until: float) -> None:
@@ -84,11 +84,10 @@ class World:
         assert self.setting.limit is not None
         assert self.setting.rate is not None
         while self._in_flight < self.setting.limit:
-            opens = max(self._next, self._pause)
-            if opens > self.now:
-                if opens < self._looking or self._looking <= self.now:
-                    self._looking = opens
-                    self._at(opens, lambda: None)
+            if self._next > self.now:
+                if self._next < self._looking or self._looking <= self.now:
+                    self._looking = self._next
+                    self._at(self._next, lambda: None)
                 return
             self._next = max(self._next, self.now - 0.001) + 1 / self.setting.rate
             self._start()
@@ -99,10 +98,9 @@ class World:
 
         def tell(kind: Kind, tokens: float = 0.0) -> None:
             self._in_flight -= 1
-            refused = kind == "refused"
-            if refused and self._hint is not None:
-                self._pause = max(self._pause, self.now + min(self._hint, 2.0))
-            self._tell(kind, in_flight, epoch, began=began, tokens=tokens, hint=self._hint if refused else None)
+            self._tell(
+                kind, in_flight, epoch, began=began, tokens=tokens, hint=self._hint if kind == "refused" else None
+            )
 
         self._tell("start", in_flight, epoch, began=began)
         if not self._accepts(self.now, self._serving):
@@ -169,6 +167,19 @@ def test_it_finds_a_rate_and_keeps_it_with_few_refusals(rate: float, hint: float
     world.run(240)
     assert world.rate(60, 240) > 0.93 * rate
     assert world.refusals(60, 240) < 0.03
+
+
+@pytest.mark.parametrize(
+    "accepts",
+    [lambda: bucket(lambda now: 30.0), lambda: lambda now, serving: serving < 30],
+    ids=["a-rate", "a-ceiling"],
+)
+def test_what_a_hint_says_changes_nothing(accepts: Callable[[], Accepts]) -> None:
+    worlds = [World(accepts(), hint=hint) for hint in (None, 89.0)]
+    for world in worlds:
+        world.run(200)
+    assert worlds[0].history == worlds[1].history
+    assert worlds[0].refused
 
 
 def test_a_hint_of_89_s_does_not_stop_it() -> None:

@@ -38,7 +38,7 @@ class Pace:
                 recent.refuse(started)
                 pursuit.take_back(at, started)
                 if cuts == pursuit.cuts:
-                    pursuit.refuse(at, started, None)
+                    pursuit.refuse(at, started)
             pursuit.look(self.now, seconds, binding=True)
 
 
@@ -104,7 +104,7 @@ def test_it_takes_a_refusal_in_a_check_for_known() -> None:
     while pursuit.state != "check":
         pace.run(pace.now + 0.01, 20.0)
     before = pursuit.rate
-    assert not pursuit.refuse(pace.now, pace.now - 0.1, 89.0)
+    assert not pursuit.refuse(pace.now, pace.now - 0.1)
     assert pursuit.rate == before
 
 
