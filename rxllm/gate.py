@@ -622,7 +622,11 @@ class Gate:
             self._ledger.renew()
             self._opening.renew()
         for gauge in self._outside():
-            gauge.bind(clock, wake=self._wake, fail=self._turn_away, tell=self._tell)
+            try:
+                gauge.bind(clock, wake=self._wake, fail=self._turn_away, tell=self._tell)
+            except ConfigError as error:
+                error.halts = True  # it will not do for the next request either
+                raise
         self._clock = clock
         self._now = clock.seconds
         if self._feedback is not None:

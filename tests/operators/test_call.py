@@ -619,6 +619,15 @@ def test_a_unit_that_no_cost_names_ends_an_endless_stream_and_not_each_of_its_re
     assert client.sent == []
 
 
+def test_a_state_file_that_cannot_be_used_ends_an_endless_stream_and_not_each_of_its_requests(tmp_path):
+    gate = Gate(rxllm.Quota("5/hour", state=tmp_path / "missing" / "file"))
+    outcomes = []
+    stream = rxllm.from_iterable(itertools.count()).pipe(call(rxllm.function(str), gate=gate, window=2))
+    with pytest.raises(ConfigError, match="missing/file' cannot be used"), rxllm.iterate(stream) as seen:
+        outcomes.extend(seen)
+    assert len(outcomes) <= 2
+
+
 def test_a_loop_over_outcomes_ends_with_the_error_that_halts_after_the_last_of_them():
     gate = Gate(rxllm.Quota(3, per=3600.0, on_exhausted="fail"))
     texts = []
