@@ -121,9 +121,14 @@ class Feedback:
             subscription.dispose()
 
     def _set(self, setting: Setting) -> None:
-        if not self._known:
-            self.epoch += 1
+        if self._known:
+            return
+        try:
             self._apply(setting)
+        except Exception as error:  # no setting at all, or one out of its bounds
+            self._fail(error)
+        else:
+            self.epoch += 1
 
     def _fail(self, error: Exception) -> None:
         _log.warning("the controller failed, and its last setting holds: %r", error)

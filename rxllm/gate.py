@@ -366,9 +366,12 @@ class Gate:
         self._tell(event)
 
     def _tell(self, event: Event) -> None:
-        """Say what happened to those who want to know."""
+        """Say what happened to those who want to know; what they raise must not cost anybody a place."""
         if self._events.observers:
-            self._events.on_next(event)
+            try:
+                self._events.on_next(event)
+            except Exception:
+                _log.warning("%r: a subscriber of the events failed", self, exc_info=True)
 
     def _here(self, action: Callable[[], None]) -> None:
         """Call `action` where those who wait are."""

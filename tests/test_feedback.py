@@ -221,6 +221,25 @@ def test_when_a_controller_fails_its_last_setting_holds(where: str, caplog: pyte
     ]
 
 
+@pytest.mark.parametrize(
+    "setting", [5, Setting(limit=0, rate=None, reason="none"), Setting(limit=1, rate=-1.0, reason="back")]
+)
+@pytest.mark.parametrize("when", ["at a signal", "at a time"])
+def test_what_is_no_good_setting_is_not_taken_and_ends_the_controller(
+    setting: Any, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bad(signals: rx.Observable[Signal]) -> rx.Observable[Setting]:
+        occasions: rx.Observable[Any] = signals if when == "at a signal" else rx.interval(1.0)
+        return occasions.pipe(ops.map(lambda _occasion: setting))
+
+    scheduler, gate = VirtualScheduler(), Gate(concurrency=bad)
+    askers = [ask(gate, scheduler) for _ in range(3)]
+    scheduler.run(5.0)
+    assert len(leases(*askers)) == 3
+    assert gate.limit == 20
+    assert [record.name for record in caplog.records if record.levelno >= logging.WARNING] == ["rxllm.feedback"]
+
+
 def test_a_controller_that_completes_leaves_its_last_setting() -> None:
     def once(signals: rx.Observable[Signal]) -> rx.Observable[Setting]:
         return signals.pipe(ops.take(1), ops.map(lambda _signal: Setting(limit=2, rate=None, reason="once")))

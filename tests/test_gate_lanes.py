@@ -277,6 +277,24 @@ def test_a_gate_tells_of_pauses_settings_and_what_it_learned() -> None:
     ]
 
 
+def test_a_subscriber_that_fails_costs_nobody_a_place(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk(concurrency=1)
+
+    def broken(_event: events.Event) -> None:
+        raise ValueError("no idea")
+
+    desk.gate.events.subscribe(broken)
+    first, second = desk.ask(), desk.ask()
+    desk.run(1.0)
+    assert first.lease is not None
+    first.lease.settle("answered")
+    desk.run(2.0)
+    assert second.lease is not None
+    second.lease.settle("answered")
+    assert desk.gate.statistics().in_flight == 0
+    assert any("a subscriber of the events failed" in record.getMessage() for record in caplog.records)
+
+
 def test_the_events_end_when_the_gate_is_closed() -> None:
     ended: list[bool] = []
     gate = Gate()
