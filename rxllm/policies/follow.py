@@ -21,9 +21,10 @@ What is no signal here: latency (answers of ten times the length are no congesti
 request alone), a fault (nothing climbs while they are many), an answer that was refused by a check or
 that no further try cures. Refusals of attempts that started before the last cut say what is known already.
 
-Weak spots: a window of a minute that is used up in a burst is probed until it begins anew, and what it grants is then
-known to 5 or 10 %; a rate below 2 a second is known as badly as few starts can tell; a ceiling that several clients
-share looks like a rate to each of them, and some 10 % of it stay free.
+Weak spots: a window of a minute that is used up in a burst is probed until it begins anew, and from then on it takes
+two or three minutes until more of it is asked for; a window of a second may be taken for a ceiling for a minute or two;
+a rate below 2 a second is known as badly as few starts can tell; a ceiling that several clients share looks like a rate
+to each of them, and some 10 % of it stay free.
 """
 
 import math

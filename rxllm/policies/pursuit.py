@@ -5,6 +5,7 @@ from typing import Literal
 
 from rxllm.policies.climb import Climb
 from rxllm.policies.recent import Recent
+from rxllm.policies.span import Span
 
 __all__ = ["Pursuit"]
 
@@ -26,6 +27,9 @@ WRONG = 3.0  # the same of a guess, and of a quota that saves up for long
 CLOSE = 1.06  # times the quota: a climb refused before that confirms it
 SAMPLE = 6  # starts, to see which share of them is refused
 SPANS = (10.0, 30.0, 63.5)  # seconds: windows of quotas
+GROWN = 1.25  # times what a window granted: it grants more now, as two of them in a row do not look like one that big
+NEWS = 0.1  # of what a window granted before: it grants more now or less, or others have used it
+SLOWLY = 6.0  # steps of a climb in a window: a fast one overshoots by far before the window is used up
 
 State = Literal["ramp", "check", "hold"]
 
@@ -39,10 +43,15 @@ class Pursuit:
     - ramp: no refusal was about the rate; twice what was accepted may start.
     - check: the rate was cut; the share of refusals in the next starts says by how much more.
     - hold: just below the quota, with a climb from time to time, as often as its cost in refusals allows.
+
+    A window that was used up refuses everything until it begins anew. From then on its length is known, and each
+    refusal tells all that it grants (`span`). No more is started than it has room for, and climbs are slow, so that
+    they do not use it up long before it ends; unless the last refusal was news.
     """
 
     __slots__ = (
         "_accepted",
+        "_begun",
         "_climb",
         "_cost",
         "_counted",
@@ -51,13 +60,17 @@ class Pursuit:
         "_dead",
         "_deep",
         "_delay",
+        "_first",
         "_gone_far",
+        "_held",
         "_last",
+        "_latest",
         "_peak",
         "_quota",
         "_recent",
         "_refused",
         "_rough",
+        "_span",
         "_starts",
         "_until",
         "cuts",
@@ -76,6 +89,11 @@ class Pursuit:
         self._recent = recent
         self._quota = rate
         self._climb = Climb()
+        self._span = Span(recent)
+        self._held = 0.0  # the quota before it was refused; 0.0: none was known
+        self._first = -math.inf  # when the first start was that was refused then, or when something was accepted again
+        self._latest = -math.inf  # when the last start was that was refused
+        self._begun = -math.inf  # when the first start was since the rate was last changed because of a refusal
         self._gone_far = False  # the last refusal was of a climb far beyond the quota
         self._rough = True  # the quota is a guess
         self._deep = False  # the quota saves up for so long that a climb gets far
@@ -103,12 +121,15 @@ class Pursuit:
             self.due = now + RAMP
         self._last = now
         self._accepted += 1
+        if not self._starts:
+            self._begun = now
         self._starts += 1
 
     def take_back(self, now: float, started: float) -> None:
         """Take back a start that was refused, whatever it was about."""
         self._accepted -= 1
         self._delay += 0.1 * (now - started - self._delay)
+        self._latest = max(self._latest, started)
         if self._cut <= started <= self._until:
             self._refused += 1
 
@@ -117,17 +138,23 @@ class Pursuit:
         self._cost += 1
         if self.state == "check":
             return False
+        self._first = started
         if self.state == "ramp":
             self._rough = True
             self._cost = 0
+            self._held = 0.0
             self._quota = min(self.rate, max(self._lately(now), 0.3 * self.rate))
             self._change(now, 0.9 * self._quota, "refused")
             return True
         mean = self._mean(now)
+        self._held = self._quota
         self._gone_far = self.rate > FAR * self._quota
         if self.rate < self._quota:  # held: it is too high, or the server grants less
             self._quota = min(0.97 * self._quota, max(0.8 * self._quota, mean))
             self._cost = min(self._cost, 3)
+        elif self._span.seconds:
+            self._rough = False
+            self._quota = min(self.rate, self._span.granted(started))
         elif self.rate > (WRONG if self._deep or self._rough else FAR) * self._quota:
             self._rough = True
             if self.rate * (now - started) >= SAMPLE:
@@ -150,6 +177,7 @@ class Pursuit:
         """Forget the quota: something else was to blame."""
         self.state = "ramp"
         self._dead = None
+        self._span.forget()
         self._peak = 0.0
         self.rate = min(FASTEST, 1.5 * self.rate)
         self.due = now + RAMP
@@ -174,7 +202,11 @@ class Pursuit:
         else:
             self.due = now + max(STEP, 1 / self.rate)
             excess = self._climb.advance(now, needed=binding)
-            self.rate = min(FASTEST, self._quota * (1 + excess) if excess else BELOW * self._quota)
+            if excess and not self._rough and self._span.seconds and self._span.granted(now) > GROWN * self._quota:
+                self._rough = True
+                self._quota = self.rate
+                self._climb.restart(now, 0.0, STEP)
+            self.rate = self._bounded(now, self._quota * (1 + excess) if excess else BELOW * self._quota)
             self.reason = "a climb" if excess else "held"
 
     def _lately(self, now: float) -> float:
@@ -192,13 +224,24 @@ class Pursuit:
         self.reason = reason
         self.cuts += 1
         self._quota = min(FASTEST, max(SLOWEST, self._quota))
-        self.rate = min(FASTEST, max(SLOWEST, rate))
+        self.rate = self._bounded(now, rate)
         self._cut = now
         self._cut_accepted = self._accepted
         self._peak = 0.0
         self._starts = self._refused = 0
         self._until = math.inf
         self.due = now + (3 if self._dead is None else 1) / self.rate
+
+    def _learn(self) -> None:
+        """Take over what the window grants; if that is something else than before, it is a guess."""
+        self._quota = self._span.learn(self._first)
+        self._rough = abs(self._quota - self._held) > NEWS * self._held > 0
+
+    def _bounded(self, now: float, rate: float) -> float:
+        """Return the rate, or what the window has room for."""
+        if self._span.seconds:
+            rate = min(rate, self._span.room(now, max(rate, self._quota)))
+        return min(FASTEST, max(SLOWEST, rate))
 
     def _trace(self, now: float, started: float) -> None:
         """Go back, and see what becomes of the starts that are still out: they were as fast as the climb got."""
@@ -211,22 +254,36 @@ class Pursuit:
         self._refused = 1
         self.due = now + 2.5 * self._delay
 
+    def _sample(self, now: float) -> None:
+        """Wait until there are enough starts since the cut to look at, and then until all of them are back."""
+        needed = SAMPLE if self._dead is None else 1
+        if self._span.seconds and self._dead is None:
+            needed = min(needed, math.ceil(self.rate))  # there may be room for few
+            self.rate = self._bounded(now, BELOW * self._quota)
+        if self._starts < needed and not 3 <= self._refused == self._starts:  # noqa: PLR2004  three say enough
+            self.due = now + max(0.05, 1 / self.rate)
+            return
+        self._until = now
+        self._counted = self._starts
+        self.due = now + 2.5 * self._delay
+
     def _check(self, now: float) -> None:
         """See how many of the starts since the cut were refused, as soon as all of them are back."""
         if self._until == math.inf:
-            needed = SAMPLE if self._dead is None else 1
-            if self._starts < needed and not 3 <= self._refused == self._starts:  # noqa: PLR2004  three say enough
-                self.due = now + max(0.05, 1 / self.rate)
-                return
-            self._until = now
-            self._counted = self._starts
-            self.due = now + 2.5 * self._delay
+            self._sample(now)
             return
         counted, refused, peak = self._counted, self._refused, self._peak
         if refused >= counted and not peak:
             self._none(now)
         elif self._dead is not None:
             self._some(now)
+        elif self._span.seconds:
+            self._learn()
+            if refused > 1:  # one may be chance
+                self._first = self._latest
+                self._change(now, BELOW * self._quota, "refused")
+            else:
+                self._hold(now)
         elif peak:
             self._rough = True
             self._deep = refused >= 0.8 * counted
@@ -250,12 +307,18 @@ class Pursuit:
     def _some(self, now: float) -> None:
         """Go on when something is accepted again: of a window all that it grants was accepted since it began."""
         assert self._dead is not None  # noqa: S101  for the type checkers: it is looked at before
-        mean = max(self._recent.rate(now - span, now) for span in SPANS)
-        self._rough = mean < self._dead / 8
-        self._quota = max(mean, self._dead / 8)
+        since, self._first = self._first, 0.5 * (self._latest + self._begun)
+        if self._span.silent(since, self._first, self._held):
+            self._deep = False
+            self._learn()
+        else:
+            mean = max(self._recent.rate(now - span, now) for span in SPANS)
+            self._rough = mean < self._dead / 8
+            self._quota = max(mean, self._dead / 8)
         self._dead = None
         if not self._deep:
-            self._cost = min(self._cost, round(SOON * COST * self._quota))
+            soon = 2 * SOON if self._span.seconds else SOON  # a climb in a window costs more
+            self._cost = min(self._cost, round(soon * COST * self._quota))
         self._change(now, self._quota, "accepted again")
 
     def _hold(self, now: float) -> None:
@@ -263,9 +326,12 @@ class Pursuit:
         self.state = "hold"
         self.reason = "held"
         self.due = now + STEP
+        span = self._span.seconds
+        step = max(STEP, 1 / self.rate, 3 * self._delay)
         if self._rough:
             quiet = SHORT + 5 / self.rate
         else:
-            quiet = max(RARE if self._deep else QUIET, min(120.0, self._cost / (COST * self.rate)))
+            quiet = max(span or (RARE if self._deep else QUIET), min(120.0, self._cost / (COST * self.rate)))
+            step = max(step, span / SLOWLY)
             self._cost = 0
-        self._climb.restart(now, quiet, max(STEP, 1 / self.rate, 3 * self._delay))
+        self._climb.restart(now, quiet, step)

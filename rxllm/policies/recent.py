@@ -5,11 +5,11 @@ import math
 __all__ = ["Recent"]
 
 GRAIN = 0.25  # seconds: about what a refusal takes to come back
-GRAINS = 256  # 64 s: a bit more than the longest usual window of a quota
+GRAINS = 512  # 128 s: two of the longest usual windows of quotas, and a bit
 
 
 class Recent:
-    """The accepted starts of the last minute, in quarters of a second. A start counts until a refusal takes it back.
+    """The accepted starts of two minutes, in quarters of a second. A start counts until a refusal takes it back.
 
     A reply may take minutes, a refusal comes at once: so this is known long before the answers are there.
     """
@@ -30,7 +30,7 @@ class Recent:
         self._width[slot] = max(self._width[slot], in_flight)
 
     def refuse(self, started: float) -> None:
-        """Take back a start that was refused; one of more than a minute ago is forgotten already."""
+        """Take back a start that was refused; one of more than two minutes ago is forgotten already."""
         if math.isnan(self._origin):
             return
         number = math.floor((started - self._origin) / GRAIN)
@@ -47,6 +47,11 @@ class Recent:
         count = sum(self._accepted[number % GRAINS] for number in self._known(first, last))
         return max(0, count) / ((last - first) * GRAIN)
 
+    def count(self, start: float, end: float) -> int:
+        """Return accepted starts between two times, to the nearest quarters."""
+        first, last = self._nearest(start), self._nearest(end)
+        return max(0, sum(self._accepted[number % GRAINS] for number in self._known(first, last)))
+
     def width(self, start: float, end: float) -> int:
         """Return the most in flight at a start that was accepted: one of a quarter without a refusal. 0: unknown."""
         slots = [number % GRAINS for number in self._known(*self._between(start, end))]
@@ -57,6 +62,9 @@ class Recent:
             return 0, 0
         first = max(0, math.ceil((start - self._origin) / GRAIN)) if start > -math.inf else 0
         return first, math.floor((end - self._origin) / GRAIN)
+
+    def _nearest(self, at: float) -> int:
+        return 0 if math.isnan(self._origin) else round((at - self._origin) / GRAIN)
 
     def _known(self, first: int, last: int) -> range:
         return range(max(first, self._newest - GRAINS + 1, 0), min(last, self._newest + 1))

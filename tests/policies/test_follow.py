@@ -208,8 +208,8 @@ def test_of_a_window_that_is_used_up_it_learns_what_it_grants_in_all() -> None:
 
     world = World(accepts)
     world.run(200)
-    assert world.rate(40, 200) > 0.8 * 10
-    assert world.refusals(40, 200) < 0.06
+    assert world.rate(40, 200) > 0.9 * 10
+    assert world.refusals(40, 200) < 0.02
 
 
 def test_it_finds_a_ceiling_and_keeps_to_it_nearly_without_refusals() -> None:

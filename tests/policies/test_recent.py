@@ -30,6 +30,7 @@ def test_it_counts_accepted_starts_in_whole_quarters(
     start, end = origin + first * GRAIN, origin + (number + 1) * GRAIN
     count = sum(not refused for *_, refused in window)
     assert recent.rate(start, end) == pytest.approx(count / ((number + 1 - first) * GRAIN))
+    assert recent.count(start, end) == recent.count(start + 0.4 * GRAIN, end - 0.4 * GRAIN) == count
     tainted = {quarter for quarter, _, refused in window if refused}
     clean = [in_flight for quarter, in_flight, _ in window if quarter not in tainted]
     assert recent.width(start, end) == max(clean, default=0)
@@ -38,15 +39,16 @@ def test_it_counts_accepted_starts_in_whole_quarters(
 def test_before_the_first_start_there_is_nothing_and_time_without_starts_counts() -> None:
     recent = Recent()
     recent.refuse(5.0)
-    assert (recent.rate(-math.inf, 9.0), recent.width(-math.inf, 9.0)) == (0.0, 0)
+    assert (recent.rate(-math.inf, 9.0), recent.count(0.0, 9.0), recent.width(-math.inf, 9.0)) == (0.0, 0, 0)
     recent.start(10.0, 3)
     recent.start(10.1, 4)
     assert recent.rate(-math.inf, 11.0) == 2.0
     assert recent.rate(0.0, 20.0) == 0.2
+    assert recent.count(0.0, 20.0) == 2
     assert recent.rate(10.5, 10.6) == 0.0
 
 
-def test_what_is_older_than_a_minute_is_forgotten_and_its_refusal_too() -> None:
+def test_what_is_older_than_two_minutes_is_forgotten_and_its_refusal_too() -> None:
     recent = Recent()
     recent.start(0.0, 7)
     recent.start(GRAIN * GRAINS, 1)
