@@ -6,11 +6,16 @@ import asyncio
 import contextlib
 import socket
 import struct
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from rxllm.testing._events import Events
 from rxllm.testing._http import MAX_HEAD, BadRequestError, ChunkedBody, Head, wants_more
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rxllm.testing._dialects import Dialect
+    from rxllm.testing._flow import Flow
     from rxllm.testing._quotas import Entry, Limiter
     from rxllm.testing._server import Server
 
@@ -25,17 +30,32 @@ LINGER_SECONDS: Final = 1.0  # for the client to read why it was refused, before
 class Call:
     """One admitted request on its way to its reply."""
 
-    __slots__ = ("arrived", "body", "connection", "due", "fault", "job", "row", "timer")
+    __slots__ = ("arrived", "body", "connection", "dialect", "due", "fault", "job", "row", "timer")
 
-    def __init__(self, connection: Connection, arrived: float, body: bytes, fault: str | None, row: int) -> None:
+    def __init__(  # noqa: PLR0917 - once per request: keywords cost
+        self, connection: Connection, dialect: Dialect, arrived: float, body: bytes, fault: str | None, row: int
+    ) -> None:
         self.connection = connection
+        self.dialect = dialect
         self.arrived = arrived
         self.body = body
         self.fault = fault
         self.row = row
         self.due: Due | None = None  # what its answer settles
         self.job: int | None = None
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | Flow | None = None
+
+
+class StreamedCall(Call):
+    """One whose answer is streamed."""
+
+    __slots__ = ("answer", "is_due", "tokens")
+
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        self.is_due = True  # no stall takes its place
+        self.tokens = 0
+        self.answer = Events([], [], [], b"")
 
 
 class Connection(asyncio.Protocol):
@@ -58,6 +78,7 @@ class Connection(asyncio.Protocol):
         "call",
         "head",
         "number",
+        "on_drained",
         "served",
     )
 
@@ -77,6 +98,7 @@ class Connection(asyncio.Protocol):
         self.head: Head | None = None  # of the request being served
         self.call: Call | None = None
         self.busy = False
+        self.on_drained: Callable[[], None] | None = None  # what goes on when the client reads again
         self.number = 0
         self.served = 0
 
@@ -84,6 +106,11 @@ class Connection(asyncio.Protocol):
     def is_closing(self) -> bool:
         """Whether no reply can be sent any more."""
         return self._closing
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the client does not read what was written."""
+        return self._blocked
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Join the server."""
@@ -101,12 +128,15 @@ class Connection(asyncio.Protocol):
         self._server.left(self)
 
     def pause_writing(self) -> None:
-        """Serve no more until the client reads."""
+        """Write and serve no more until the client reads."""
         self._blocked = True
 
     def resume_writing(self) -> None:
         """Go on."""
         self._blocked = False
+        go_on, self.on_drained = self.on_drained, None
+        if go_on is not None:
+            go_on()
         self._advance()
 
     def data_received(self, data: bytes) -> None:
@@ -231,6 +261,15 @@ class Connection(asyncio.Protocol):
         if transport is None or self._closing:
             return
         transport.write(data)
+        self.done(last=last)
+
+    def write(self, data: bytes) -> None:
+        """Write a part of a reply."""
+        if self._transport is not None and not self._closing:
+            self._transport.write(data)
+
+    def done(self, *, last: bool = False) -> None:
+        """Go on to the next request when all of a reply has been written; `last` closes the connection instead."""
         self.busy = False
         self.call = None
         self.served += 1

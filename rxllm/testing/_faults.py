@@ -16,13 +16,20 @@ NAMED: Final = {
     "reset": "the connection is reset (RST) before any byte of the reply",
     "hang_up": "the connection is closed (FIN) before any byte of the reply",
     "stall": "no reply until the client goes away, at most `max_stall` seconds",
-    "truncated": "200 with half of its body, then the connection is closed",
-    "garbled": "200 with broken JSON",
+    "truncated": "200 with half of its body or events, then the connection is closed",
+    "garbled": "200 with broken JSON, of a stream in one event",
     "wrong_shape": "200 with JSON that is no answer",
     "empty": "200 with no body",
     "html": "200 with an HTML page",
     "html_502": "502 with an HTML page, as from a gateway",
 }
+STREAMED: Final = {  # these spoil streamed answers alone; others are good
+    "error_midway": "half of the events, then an error as an event",
+    "stall_midway": "half of the events, then nothing until the client goes away, at most `max_stall` seconds",
+    "unfinished": "all events but the finish reason, and the end as if it were good",
+    "no_done": "all events but what says that the stream is over",
+}
+IN_STREAMS: Final = frozenset({*STREAMED, "truncated", "garbled"})  # these begin a streamed answer; others come instead
 AT_THE_DOOR: Final = frozenset({"429_bare", "insufficient_quota", "503", "529"})
 
 
@@ -30,7 +37,8 @@ def is_fault(name: object) -> bool:
     """Say whether `name` is a status from "400" to "599" or one of the named faults."""
     if not isinstance(name, str):
         return False
-    return name in NAMED or (len(name) == 3 and name[0] in "45" and name.isascii() and name.isdigit())  # noqa: PLR2004
+    is_status = len(name) == 3 and name[0] in "45" and name.isascii() and name.isdigit()  # noqa: PLR2004
+    return is_status or name in NAMED or name in STREAMED
 
 
 def is_at_the_door(fault: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from typing import Final, NamedTuple
 
 MAX_HEAD: Final = 65_536  # bytes of request line and headers
@@ -29,11 +30,12 @@ class Head(NamedTuple):
 
     method: str
     path: str  # without the query
+    query: str  # what follows the question mark
     length: int  # of the body in bytes; 0 when chunked
     chunked: bool
     keep_alive: bool
     expects: bool  # the client waits for "100 Continue" before it sends the body
-    key: str | None  # of "Authorization: Bearer ..."
+    key: str | None  # of "Authorization: Bearer …", of "x-api-key", or the user of "Authorization: Basic …"
 
 
 def parse_head(data: bytes) -> Head:
@@ -64,16 +66,31 @@ def parse_head(data: bytes) -> Head:
     if length is not None and not DIGITS.fullmatch(length):
         raise BadRequestError(400, "malformed Content-Length")
     wishes = headers.get(b"connection", b"").lower()
-    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    path, _, query = target.decode("ascii").partition("?")
     return Head(
         method=method.decode("ascii"),
-        path=target.partition(b"?")[0].decode("ascii"),
+        path=path,
+        query=query,
         length=int(length or 0),
         chunked=coding is not None,
         keep_alive=version == b"HTTP/1.1" and b"close" not in wishes,
         expects=headers.get(b"expect", b"").lower() == b"100-continue" and version == b"HTTP/1.1",
-        key=key.strip().decode("latin-1") if scheme.lower() == b"bearer" else None,
+        key=_key(headers),
     )
+
+
+def _key(headers: dict[bytes, bytes]) -> str | None:
+    scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip().decode("latin-1")
+    if (key := headers.get(b"x-api-key")) is not None:
+        return key.decode("latin-1")
+    if scheme.lower() == b"basic":
+        try:
+            return b64decode(value).partition(b":")[0].decode("latin-1")
+        except ValueError:
+            return None
+    return None
 
 
 class ChunkedBody:

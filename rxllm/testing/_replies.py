@@ -1,4 +1,4 @@
-"""The replies of the simulated provider as bytes: good, refused and spoilt. Pure but for the date of a hint."""
+"""The replies of the simulated provider as bytes: whole, begun and spoilt. Pure but for the date of a hint."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from http import HTTPStatus
 from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rxllm.testing._settings import Hint
 
 JSON_TYPE: Final = b"application/json"
 HTML_TYPE: Final = b"text/html; charset=utf-8"
-LIMIT_HEADERS: Final = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n"
 PAGE: Final = b"<html>\r\n<head><title>%b</title></head>\r\n<body><center><h1>%b</h1></center></body>\r\n</html>\r\n"
 
 WHOLE: Final = {  # faults whose reply does not depend on the request: status, content type, body
@@ -23,16 +22,6 @@ WHOLE: Final = {  # faults whose reply does not depend on the request: status, c
     "html_502": (502, HTML_TYPE, PAGE % (b"502 Bad Gateway", b"502 Bad Gateway")),
     "wrong_shape": (200, JSON_TYPE, b'{"object":"list","data":null}'),
     "empty": (200, JSON_TYPE, b""),
-}
-ERRORS: Final[dict[int, tuple[str, str | None]]] = {  # status: type and code of its error
-    400: ("invalid_request_error", None),
-    401: ("authentication_error", "invalid_api_key"),
-    403: ("permission_error", None),
-    404: ("invalid_request_error", "not_found"),
-    429: ("rate_limit_error", "rate_limit_exceeded"),
-    500: ("server_error", None),
-    503: ("server_error", "server_is_overloaded"),
-    529: ("server_error", "server_is_overloaded"),
 }
 
 
@@ -56,23 +45,30 @@ def status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {phrase}\r\n".encode()
 
 
-def error_body(status: int, text: str, *, param: str | None = None, code: str | None = None) -> bytes:
-    """Return the body of an error as OpenAI shapes it."""
-    kind, usual = ERRORS.get(status, ERRORS[500 if status >= 500 else 400])  # noqa: PLR2004 - the server's faults
-    if code == "credit_balance_exhausted":
-        kind = "insufficient_quota"
-    return msgspec.json.encode({"error": {"message": text, "type": kind, "param": param, "code": code or usual}})
-
-
-def reply_bytes(status: int, body: bytes, kind: bytes, number: int, extra: bytes) -> bytes:
-    """Return a whole reply; `number` is unique, `extra` are complete header lines."""
-    return b"%bContent-Type: %b\r\nContent-Length: %d\r\nx-request-id: req_%08x\r\n%b\r\n%b" % (
+def reply_bytes(  # noqa: PLR0917 - once per request: keywords cost
+    status: int, body: bytes, kind: bytes, name: bytes, number: int, extra: bytes
+) -> bytes:
+    """Return a whole reply; `name` is the header of its unique `number`, `extra` are complete header lines."""
+    return b"%bContent-Type: %b\r\nContent-Length: %d\r\n%b: req_%08x\r\n%b\r\n%b" % (
         b"HTTP/1.1 200 OK\r\n" if status == 200 else status_line(status),  # noqa: PLR2004 - OK
         kind,
         len(body),
+        name,
         number,
         extra,
         body,
+    )
+
+
+def stream_head(kind: bytes, name: bytes, number: int, extra: bytes, *, chunked: bool) -> bytes:
+    """Return the head of a reply whose body comes in pieces; one that is not chunked ends with the connection."""
+    coding = b"Transfer-Encoding: chunked\r\n" if chunked else b""
+    return b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nCache-Control: no-cache\r\n%b%b: req_%08x\r\n%b\r\n" % (
+        kind,
+        coding,
+        name,
+        number,
+        extra,
     )
 
 
@@ -87,8 +83,8 @@ def hint_lines(seconds: float, form: Hint) -> bytes:
     return whole if form == "seconds" else whole + b"retry-after-ms: %d\r\n" % ceil(seconds * 1000)
 
 
-def spoil(fault: str, body: bytes) -> tuple[int, bytes, bytes]:
-    """Return status, content type and body of a reply that goes wrong."""
+def spoil(fault: str, body: bytes, error: Callable[[Refusal], bytes]) -> tuple[int, bytes, bytes]:
+    """Return status, content type and body of a reply that goes wrong; `error` makes the body of an error."""
     if fault in WHOLE:
         return WHOLE[fault]
     if fault == "garbled":
@@ -96,4 +92,4 @@ def spoil(fault: str, body: bytes) -> tuple[int, bytes, bytes]:
     if fault in {"truncated", "answer_failed"}:
         return (200 if fault == "truncated" else 500), JSON_TYPE, body
     status = int(fault)
-    return status, JSON_TYPE, error_body(status, f"Simulated fault {fault}.")
+    return status, JSON_TYPE, error(Refusal(status, fault, f"Simulated fault {fault}."))

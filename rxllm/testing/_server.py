@@ -13,30 +13,26 @@ from collections import Counter, deque
 from math import isinf
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import parse_qs
 
 import msgspec
 
 from rxllm.errors import ConfigError
-from rxllm.testing._answers import (
-    CREATED,
-    Answer,
-    Ask,
-    RefusedBodyError,
-    read_chat,
-    read_completion,
-    read_embeddings,
-)
+from rxllm.testing._answers import CREATED, Answer, Ask, RefusedBodyError
 from rxllm.testing._arrivals import Log, Statistics
-from rxllm.testing._connection import Call, Connection
-from rxllm.testing._faults import FaultPlan, is_at_the_door
+from rxllm.testing._connection import Call, Connection, StreamedCall
+from rxllm.testing._dialects import EMPTY_BALANCE, OPENAI, ROUTES, Dialect, dialect_of
+from rxllm.testing._events import EVENT_TYPE, Ending, spoil_events
+from rxllm.testing._faults import IN_STREAMS, STREAMED, FaultPlan, is_at_the_door
+from rxllm.testing._flow import Flow, framed
 from rxllm.testing._http import Head, parse_head
 from rxllm.testing._quotas import Entry, Limiter, go_duration, limiter
-from rxllm.testing._replies import JSON_TYPE, LIMIT_HEADERS, Refusal, error_body, hint_lines, reply_bytes, spoil
+from rxllm.testing._replies import JSON_TYPE, Refusal, hint_lines, reply_bytes, spoil, stream_head
 from rxllm.testing._settings import Settings, checked, split_answer
 from rxllm.testing._sharing import Sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from rxllm.testing._answers import AnswerFunction
 
@@ -46,12 +42,6 @@ HOST: Final = "127.0.0.1"
 BACKLOG: Final = 65_535  # connections waiting to be accepted; the kernel may cap it
 MAX_HEADS: Final = 1_024  # parsed heads kept
 SHORTEST_TIMER: Final = 0.001  # seconds: uvloop counts in milliseconds
-
-READERS: Final[dict[str, Callable[[bytes, str | AnswerFunction], Ask]]] = {
-    "/v1/chat/completions": read_chat,
-    "/v1/completions": read_completion,
-    "/v1/embeddings": read_embeddings,
-}
 
 
 class Server:
@@ -216,8 +206,8 @@ class Server:
     def malformed(self, connection: Connection, status: int, text: str) -> None:
         """Answer what is no request, and close."""
         self._note(monotonic(), connection, "", status, "malformed")
-        body = error_body(status, text)
-        connection.reject(self._format(status, body, JSON_TYPE, b"Connection: close\r\n"))
+        body = OPENAI.error(Refusal(status, "malformed", text), "")
+        connection.reject(self._format(OPENAI, status, body, JSON_TYPE, b"Connection: close\r\n"))
 
     def handle(self, connection: Connection, head: Head, body: bytes) -> None:
         """Take a request that has been read: it comes before the judge now, or when its path lets it."""
@@ -250,21 +240,27 @@ class Server:
         if settings.key is not None and head.key != settings.key:
             self._refuse(now, connection, "", 0, Refusal(401, "unauthorized", "Incorrect API key provided."))
             return
-        reader = READERS.get(head.path)
-        if reader is None or head.method != "POST":
+        route = ROUTES.get(head.path)
+        if route is None or head.method != "POST":
             self._serve_other(now, connection, head)
             return
+        if route.needs is not None and route.needs not in parse_qs(head.query):
+            text = f"{route.needs!r} is missing in the query."
+            self._refuse(now, connection, "", 0, Refusal(route.dialect.invalid, "bad_request", text, param=route.needs))
+            return
         try:
-            ask = reader(body, self._mode)
+            ask = route.read(body, self._mode)
         except (RefusedBodyError, msgspec.MsgspecError, RecursionError, UnicodeError) as error:
             text, param = (error.text, error.param) if isinstance(error, RefusedBodyError) else (str(error), None)
-            self._refuse(now, connection, "", 0, Refusal(400, "bad_request", text, param=param))
+            self._refuse(now, connection, "", 0, Refusal(route.dialect.invalid, "bad_request", text, param=param))
             return
-        self._infer(now, connection, ask, self._plan.draw(body) if self._faulty else None)
+        self._infer(now, connection, route.dialect, ask, self._plan.draw(body) if self._faulty else None)
 
-    def _infer(self, now: float, connection: Connection, ask: Ask, fault: str | None) -> None:
+    def _infer(self, now: float, connection: Connection, dialect: Dialect, ask: Ask, fault: str | None) -> None:
         marker = ask.user or ask.mark
         settings = self._settings
+        if fault in STREAMED and ask.stream is None:
+            fault = None
         if self._ended or len(self._sharing):
             self._settle(now)
         if fault is not None and is_at_the_door(fault):
@@ -272,7 +268,7 @@ class Server:
             return
         answer = None
         if settings.charge == "actual":
-            answer = self._answer(ask)
+            answer = self._answer(dialect, ask)
             cost = ask.prompt_tokens + answer.completion_tokens
         else:
             most = settings.default_max_tokens if ask.max_tokens is None else ask.max_tokens
@@ -281,7 +277,7 @@ class Server:
         if isinstance(admission, Refusal):
             self._refuse(now, connection, marker, ask.prompt_tokens, admission)
             return
-        answer = answer or self._answer(ask)
+        answer = answer or self._answer(dialect, ask)
         if answer.failed:
             fault = "answer_failed"
         row = self.log.add(
@@ -304,17 +300,27 @@ class Server:
         self._charged_tokens += cost
         self._in_flight += 1
         self._max_in_flight = max(self._max_in_flight, self._in_flight)
-        connection.call = call = Call(connection, now, answer.body, fault, row)
+        if answer.events is None or (fault is not None and fault not in IN_STREAMS):
+            call = Call(connection, dialect, now, answer.body, fault, row)
+            slow = answer.completion_tokens
+        else:
+            call = StreamedCall(connection, dialect, now, answer.body, fault, row)
+            call.answer, call.tokens = answer.events, answer.completion_tokens
+            slow = 0  # its tokens take their time one by one
+        connection.call = call
         if settings.charge == "settled":
             call.due = (self._tokens, admission, cost, ask.prompt_tokens + answer.completion_tokens)
-        self._begin(now, call, answer.completion_tokens)
+        self._begin(now, call, slow)
 
-    def _answer(self, ask: Ask) -> Answer:
+    def _answer(self, dialect: Dialect, ask: Ask) -> Answer:
         try:
-            return ask.answer()
+            answer = ask.answer()
+            if ask.stream is not None:
+                answer = answer._replace(events=ask.stream(answer.body, self._settings.chunks))
+            return answer
         except Exception as error:
             text = f"answer raised {type(error).__name__}: {error}"
-            return Answer(error_body(500, text), 0, failed=True)
+            return Answer(self._error(dialect, Refusal(500, "answer_failed", text)), 0, failed=True)
 
     def _begin(self, now: float, call: Call, completion_tokens: int) -> None:
         latency = self._settings.latency
@@ -357,7 +363,7 @@ class Server:
     def _door(self, fault: str) -> Refusal:
         if fault == "insufficient_quota":
             text = "You exceeded your current quota, please check your plan and billing details."
-            return Refusal(429, fault, text, code="credit_balance_exhausted")
+            return Refusal(429, fault, text, code=EMPTY_BALANCE)
         status = int(fault[:3])
         hint = self._settings.fault_retry_after if fault == "429" else None
         return Refusal(status, fault, f"Simulated fault {fault}.", hint)
@@ -394,12 +400,15 @@ class Server:
 
     def _finish(self, call: Call) -> None:
         """Send the reply of an admitted request, or what its fault makes of it."""
-        connection, fault = call.connection, call.fault
+        connection, dialect, fault = call.connection, call.dialect, call.fault
         if connection.call is not call or connection.is_closing:  # its client went away in this very moment
             connection.call = None
             self._in_flight -= 1
             self._disconnected += 1
             self.log.disconnected(call.row)
+            return
+        if isinstance(call, StreamedCall) and call.is_due:
+            self._stream(call)
             return
         self._in_flight -= 1
         now = monotonic()
@@ -412,17 +421,54 @@ class Server:
                 else:
                     connection.abort(reset=True)
                 return
-            status, kind, body = spoil(fault, body)
+            status, kind, body = spoil(fault, body, lambda refusal: self._error(dialect, refusal))
         if call.due is not None and status == 200:  # noqa: PLR2004 - OK
             self._settle_tokens(now, call.row, *call.due)
         self.log.answered(call.row, now, status)
         self._statuses[status] += 1
-        extra = b"openai-processing-ms: %d\r\n" % ((now - call.arrived) * 1000)
+        took = dialect.took
+        extra = b"" if took is None else b"%b: %d\r\n" % (took, (now - call.arrived) * 1000)
         if fault == "truncated":
-            whole = self._format(status, body, kind, extra + self._limit_headers(now))
+            whole = self._format(dialect, status, body, kind, extra + self._limit_headers(now, dialect))
             connection.reply(whole[: len(whole) - (len(body) + 1) // 2], last=True)
         else:
-            self._send(now, connection, status, body, kind, extra)
+            self._send(now, connection, dialect, status, body, kind, extra)
+
+    def _stream(self, call: StreamedCall) -> None:
+        """Begin to send a streamed answer, as its fault spoils it."""
+        connection, settings, dialect, now = call.connection, self._settings, call.dialect, monotonic()
+        pieces, ending = spoil_events(call.fault, call.answer)
+        gap = settings.chunk_seconds
+        if gap is None:
+            gap = settings.latency.per_token * call.tokens / len(pieces)
+        extra = b"" if dialect.took is None else b"%b: %d\r\n" % (dialect.took, (now - call.arrived) * 1000)
+        if settings.limit_headers:
+            extra += self._limit_headers(now, dialect)
+        line, last = self._ending(connection)
+        chunked = not line
+        self._replies += 1
+        head = stream_head(EVENT_TYPE, dialect.request_id, self._replies, extra + line, chunked=chunked)
+        if chunked:
+            pieces = [framed(piece) for piece in pieces]
+            if ending == "end":
+                pieces[-1] += b"0\r\n\r\n"
+        flow = Flow(self.loop, connection, head, pieces, gap, lambda: self._streamed(call, ending, last=last))
+        call.job, call.timer = None, flow
+        flow.step()
+
+    def _streamed(self, call: StreamedCall, ending: Ending, *, last: bool) -> None:
+        """End a streamed answer of which everything has been written."""
+        if ending == "stall":
+            call.fault, call.is_due = "stall", False
+            call.timer = self.loop.call_later(self._settings.max_stall, self._finish, call)
+            return
+        now = monotonic()
+        self._in_flight -= 1
+        if call.due is not None:
+            self._settle_tokens(now, call.row, *call.due)
+        self.log.answered(call.row, now, 200)
+        self._statuses[200] += 1
+        call.connection.done(last=last or ending == "close")
 
     def _settle_tokens(  # noqa: PLR0917 - once per request: keywords cost
         self, now: float, row: int, state: Limiter | None, entry: Entry | None, reserved: int, actual: int
@@ -435,9 +481,13 @@ class Server:
 
     def _refuse(self, now: float, connection: Connection, marker: str, prompt: int, refusal: Refusal) -> None:
         self._note(now, connection, marker, refusal.status, refusal.reason, prompt)
-        body = error_body(refusal.status, refusal.text, param=refusal.param, code=refusal.code)
+        dialect = OPENAI if connection.head is None else dialect_of(connection.head.path)
         extra = b"" if refusal.hint is None else hint_lines(refusal.hint, self._settings.retry_after)
-        self._send(now, connection, refusal.status, body, JSON_TYPE, extra)
+        self._send(now, connection, dialect, refusal.status, self._error(dialect, refusal), JSON_TYPE, extra)
+
+    def _error(self, dialect: Dialect, refusal: Refusal) -> bytes:
+        """Return the body of an error, with the id that its reply will have if it is sent next."""
+        return dialect.error(refusal, f"req_{self._replies + 1:08x}")
 
     def _note(  # noqa: PLR0917 - once per request: keywords cost
         self, now: float, connection: Connection, marker: str, status: int, reason: str, prompt: int = 0
@@ -450,32 +500,45 @@ class Server:
             self._statuses[status] += 1
 
     def _send(  # noqa: PLR0917 - the same
-        self, now: float, connection: Connection, status: int, body: bytes, kind: bytes, extra: bytes
+        self,
+        now: float,
+        connection: Connection,
+        dialect: Dialect,
+        status: int,
+        body: bytes,
+        kind: bytes,
+        extra: bytes,
     ) -> None:
         settings, head = self._settings, connection.head
-        if settings.limit_headers:
-            extra += self._limit_headers(now)
+        if settings.limit_headers and (self._requests or self._tokens):
+            extra += self._limit_headers(now, dialect)
         most = settings.requests_per_connection
         silent = most is not None and settings.hang_up == "idle" and connection.served + 1 >= most
         last = head is None or not head.keep_alive
         if last:
             extra += b"Connection: close\r\n"
-        data = self._format(status, body, kind, extra)
+        data = self._format(dialect, status, body, kind, extra)
         if head is not None and head.method == "HEAD":
             data = data[: len(data) - len(body)]
         connection.reply(data, last=last or silent)
 
-    def _format(self, status: int, body: bytes, kind: bytes, extra: bytes) -> bytes:
-        self._replies += 1
-        return reply_bytes(status, body, kind, self._replies, extra)
+    def _ending(self, connection: Connection) -> tuple[bytes, bool]:
+        """Return the header line that announces the end of the connection, and whether it ends after this reply."""
+        settings, head = self._settings, connection.head
+        if head is None or not head.keep_alive:
+            return b"Connection: close\r\n", True
+        most = settings.requests_per_connection
+        return b"", most is not None and settings.hang_up == "idle" and connection.served + 1 >= most
 
-    def _limit_headers(self, now: float) -> bytes:
+    def _format(self, dialect: Dialect, status: int, body: bytes, kind: bytes, extra: bytes) -> bytes:
+        self._replies += 1
+        return reply_bytes(status, body, kind, dialect.request_id, self._replies, extra)
+
+    def _limit_headers(self, now: float, dialect: Dialect) -> bytes:
         lines = b""
         for unit, state in ((b"requests", self._requests), (b"tokens", self._tokens)):
             if state is not None:
-                reset = go_duration(state.reset(now)).encode()
-                values = unit, state.quota.amount, unit, state.remaining(now), unit, reset
-                lines += LIMIT_HEADERS % values
+                lines += dialect.limit(unit, state.quota.amount, state.remaining(now), state.reset(now))
         return lines
 
     # other routes
@@ -484,7 +547,7 @@ class Server:
         name = f"{head.method} {head.path}"
         models = {model: {"id": model, "object": "model", "created": CREATED} for model in self._settings.models}
         model = head.path.removeprefix("/v1/models/")
-        if head.path in READERS or (head.path == "/v1/models" and head.method != "GET"):
+        if head.path in ROUTES or (head.path == "/v1/models" and head.method != "GET"):
             refusal = Refusal(405, "bad_method", f"Not allowed method for {name}.")
             self._refuse(now, connection, "", 0, refusal)
             return
@@ -498,7 +561,7 @@ class Server:
             self._refuse(now, connection, "", 0, Refusal(404, "not_found", text))
             return
         self._note(now, connection, "", 200, "models")
-        self._send(now, connection, 200, msgspec.json.encode(found), JSON_TYPE, b"")
+        self._send(now, connection, OPENAI, 200, msgspec.json.encode(found), JSON_TYPE, b"")
 
     def _serve_control(self, connection: Connection, head: Head, body: bytes) -> None:
         """Serve the parent of a child process: the log, the statistics, changes."""
@@ -517,4 +580,4 @@ class Server:
             status = 404
         last = not head.keep_alive
         extra = b"Connection: close\r\n" if last else b""
-        connection.reply(self._format(status, data, JSON_TYPE, extra), last=last)
+        connection.reply(self._format(OPENAI, status, data, JSON_TYPE, extra), last=last)

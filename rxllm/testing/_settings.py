@@ -10,7 +10,7 @@ import msgspec
 
 from rxllm.errors import ConfigError, check_number
 from rxllm.testing._answers import AnswerFunction
-from rxllm.testing._faults import NAMED, is_fault
+from rxllm.testing._faults import NAMED, STREAMED, is_fault
 from rxllm.testing._quotas import ServerQuota
 
 T = TypeVar("T")
@@ -51,6 +51,8 @@ class Changes(TypedDict, total=False):
     latency: float | Latency
     path_jitter: float | Sequence[float]
     knee: int | None
+    chunks: int | None
+    chunk_seconds: float | None
     max_in_flight: int | None
     overload_status: int
     requests: float | ServerQuota | None
@@ -78,6 +80,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     latency: Latency = Latency()
     path_jitter: tuple[float, float] = (0.0, 0.0)
     knee: int | None = None
+    chunks: int | None = None
+    chunk_seconds: float | None = None
     max_in_flight: int | None = None
     overload_status: int = 429
     requests: ServerQuota | None = None
@@ -185,10 +189,10 @@ CHOICES: Final[dict[str, tuple[object, ...]]] = {
     "charge": CHARGES,
     "retry_after": HINTS,
     "hang_up": ("idle", "reuse"),
-    "overload_status": (429, 503),
+    "overload_status": (429, 503, 529),
 }
 BOOLEANS: Final = frozenset({"charge_refused", "limit_headers"})
-COUNTS: Final = frozenset({"knee", "max_in_flight", "default_max_tokens", "requests_per_connection"})
+COUNTS: Final = frozenset({"chunks", "knee", "max_in_flight", "default_max_tokens", "requests_per_connection"})
 
 
 def _answer(name: str, value: object) -> object:
@@ -275,13 +279,19 @@ def _marked(name: str, value: object) -> dict[str, str | tuple[str | None, ...]]
 
 def _known(name: str, fault: object) -> str:
     if not is_fault(fault):
-        raise ConfigError(f"{name}: a fault is a status from '400' to '599' or {', '.join(NAMED)}; got {fault!r}")
+        known = ", ".join((*NAMED, *STREAMED))
+        raise ConfigError(f"{name}: a fault is a status from '400' to '599' or {known}; got {fault!r}")
     return cast("str", fault)
 
 
 def _seconds(name: str, value: object) -> float:
     check_number(name, value, least=0)
     return cast("float", value)
+
+
+def _gap(name: str, value: object) -> float | None:
+    check_number(name, value, least=0, optional=True)
+    return cast("float | None", value)
 
 
 def _key(name: str, value: object) -> str | None:
@@ -299,6 +309,7 @@ def _models(name: str, value: object) -> tuple[str, ...]:
 
 OTHERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "answer": _answer,
+    "chunk_seconds": _gap,
     "latency": _latency,
     "path_jitter": _span,
     "requests": _quota,

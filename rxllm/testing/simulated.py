@@ -1,4 +1,4 @@
-"""An OpenAI-shaped provider over real HTTP on loopback, slow, limited and faulty as you ask; it keeps a log.
+"""A provider of several dialects over real HTTP on loopback, slow, limited and faulty as you ask; it keeps a log.
 
 Judge a pipeline by what this server saw, not by what the client believes:
 
@@ -66,9 +66,15 @@ END_SECONDS: Final = 5.0  # for the child to end when asked
 class SimulatedProvider:
     """A model provider that costs nothing and fails on purpose.
 
-    `async with` runs it on the running loop; `start()` runs it as a child process. It serves below `url`, in
-    OpenAI's shapes: `POST /chat/completions`, `/completions`, `/embeddings` (none streamed) and `GET
-    /models`.
+    `async with` runs it on the running loop; `start()` runs it as a child process. It serves, each streamed too where
+    its vendor does that:
+
+    below `url`, as OpenAI: `POST /chat/completions`, `/completions`, `/responses`, `/embeddings` and `GET /models`;
+    below `origin`, as Anthropic: `POST /v1/messages`;
+    below `origin`, as LLM Engine: `POST /v1/llm/completions-sync` and `/v1/llm/completions-stream`.
+
+    Errors and headers are the dialect's own. Who asks for a JSON schema gets JSON that fits it, roughly; who says that
+    a tool has to be called gets a call of it.
 
     A request is judged at the end of its path, in this order: key, shape, fault at the door, ceiling,
     quotas. What passes is *admitted*: it is charged, takes its latency, and then gets its answer or its
@@ -85,16 +91,21 @@ class SimulatedProvider:
     Fields:
         answer: What it says. "summary" (default): one sentence made from the prompt, which ends with the
             prompt's `fingerprint` in brackets. "echo": the last message. A callable `(prompt: str, body:
-            dict) -> str | dict` (a dict is the message), or its name "module:function". The `id` of a reply
-            to a chat or completion holds the fingerprint in any case.
-        latency: Seconds, or a `Latency` (base, per token, jitter). Default 0: at once.
+            dict) -> str | dict` (a dict is the chat's message, or overrides fields of Anthropic's message or of the
+            response), or its name "module:function". The `id` of a reply to a chat or completion holds the
+            fingerprint in any case.
+        latency: Seconds, or a `Latency` (base, per token, jitter). Default 0: at once. Of a streamed answer the base
+            passes before its first byte.
+        chunks: Pieces that each text of a streamed answer is cut into. None (default): one for each token.
+        chunk_seconds: Seconds from one event of a stream to the next, whatever the knee. None (default): the latency's
+            per-token share.
         path_jitter: Seconds, or a pair (least, most): so much later than it was read a request comes before
             the judge, drawn evenly for each (a single number: from 0 on), so requests on several connections
             may overtake one another. `arrived` is when it came there. Default 0.
         knee: Requests in service above which all slow down in proportion, as on a GPU. None: never.
         max_in_flight: Requests admitted and unanswered at most; beyond it `overload_status`. None: no
             ceiling.
-        overload_status: 429 (default) or 503.
+        overload_status: 429 (default), 503 or 529.
         requests: Requests per minute, or a `ServerQuota`. None: no quota.
         tokens: Tokens per minute, or a `ServerQuota`. A token is four characters. None: no quota.
         charge: Tokens charged at admission: "reserved" (prompt + max_tokens; default), "actual" (prompt +
@@ -105,13 +116,16 @@ class SimulatedProvider:
         charge_refused: Requests that a quota refuses count in the request quota too. Default False.
         retry_after: Hint on refusals: "both" (whole seconds and `retry-after-ms`; also True; default),
             "seconds" (whole, rounded up), "date" (an HTTP-date) or "off" (also False).
-        limit_headers: Send `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` for each quota. Default
-            True.
+        limit_headers: Send limit, remaining and reset of each quota under the dialect's names (OpenAI:
+            `x-ratelimit-limit-requests` …; LLM Engine has none). Default True.
         faults: Probabilities, `{fault: 0..1}`, in sum at most 1. A fault is a status "400" to "599" or:
             "429_bare" (no hint), "insufficient_quota" (a 429 that no retry cures), "reset", "hang_up"
             (connection reset or closed before any byte), "stall" (no reply), "truncated", "garbled",
             "wrong_shape", "empty", "html" (all with 200), "html_502". Statuses below 500, 503 and 529 come at
-            the door, at once and uncharged; all others after the latency, charged.
+            the door, at once and uncharged; all others after the latency, charged. "truncated" and "garbled" come
+            in the middle of a stream; so do, to streamed answers alone, "error_midway" (an error as an event),
+            "stall_midway", "unfinished" (no finish reason, else well ended) and "no_done" (the finish reason, and no
+            `[DONE]` or `message_stop`).
         script: Faults of the next requests in order of arrival, None for a good answer; then chance decides
             again.
         marked: Faults of requests whose body contains a marker: `{marker: fault}` for always, `{marker:
@@ -158,9 +172,18 @@ class SimulatedProvider:
         Raises:
             ConfigError: it is not running.
         """
+        return f"{self.origin}/v1"
+
+    @property
+    def origin(self) -> str:
+        """The URL without a path, such as "http://127.0.0.1:40123": where Anthropic's and LLM Engine's paths begin.
+
+        Raises:
+            ConfigError: it is not running.
+        """
         if self._port is None:
             raise ConfigError("the simulated provider is not running: use `async with` or start()")
-        return f"http://{HOST}:{self._port}/v1"
+        return f"http://{HOST}:{self._port}"
 
     async def __aenter__(self) -> Self:
         """Run on the running loop.
@@ -279,7 +302,12 @@ class SimulatedProcess:
     @property
     def url(self) -> str:
         """The base URL, such as "http://127.0.0.1:40123/v1"."""
-        return f"http://{HOST}:{self._port}/v1"
+        return f"{self.origin}/v1"
+
+    @property
+    def origin(self) -> str:
+        """The URL without a path, such as "http://127.0.0.1:40123": where Anthropic's and LLM Engine's paths begin."""
+        return f"http://{HOST}:{self._port}"
 
     @property
     def pid(self) -> int:

@@ -11,18 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rxllm.testing._answers import (
-    AnswerFunction,
-    RefusedBodyError,
-    fingerprint,
-    read_chat,
-    read_completion,
-    read_embeddings,
-    summary,
-    tokens,
-)
+from rxllm.testing._answers import AnswerFunction, RefusedBodyError, fingerprint, summary, tokens
 from rxllm.testing._arrivals import Log
+from rxllm.testing._embeddings import read_embeddings
 from rxllm.testing._faults import FaultPlan
+from rxllm.testing._openai import read_chat, read_completion
 
 
 def chat(prompt: object = "Say it.", **params: object) -> bytes:
@@ -101,7 +94,7 @@ def test_what_is_no_chat_is_an_error_of_the_decoder(raw: bytes) -> None:
         read_chat(raw, "summary")
 
 
-@pytest.mark.parametrize("params", [{"max_tokens": 0}, {"n": 0}, {"n": 1_000}, {"stream": True}, {"messages": []}])
+@pytest.mark.parametrize("params", [{"max_tokens": 0}, {"n": 0}, {"n": 1_000}, {"messages": []}])
 def test_parameters_out_of_range_are_refused_by_name(params: dict[str, Any]) -> None:
     with pytest.raises(RefusedBodyError) as caught:
         read_chat(chat(**params), "summary")

@@ -14,7 +14,7 @@ def test_a_head_gives_what_the_server_needs() -> None:
         b"POST /v1/chat/completions?x=1 HTTP/1.1\r\nHost: a\r\ncontent-LENGTH:  12 \r\n"
         b"Authorization: Bearer sk-1\r\nExpect: 100-continue"
     )
-    assert head == ("POST", "/v1/chat/completions", 12, False, True, True, "sk-1")
+    assert head == ("POST", "/v1/chat/completions", "x=1", 12, False, True, True, "sk-1")
 
 
 @pytest.mark.parametrize(
