@@ -29,6 +29,7 @@ from rxllm.operators import flat_map, retry, validate
 from rxllm.policies.backoff import Backoff
 from rxllm.sinks import BUFFER
 from rxllm.testing import Script
+from rxllm.providers.base import Call
 from rxllm.transports import MemoryTransport, Response
 
 if TYPE_CHECKING:
@@ -112,9 +113,9 @@ def one_stage(items: int, window: int) -> None:
     consume("one_stage", run, stage, outcomes, int)
 
 
-def answer(_path: str, body: bytes) -> Response:
+def answer(call: Call) -> Response:
     """Answer as a server does: of a hundred requests four fail once, and one is answered with what is refused."""
-    text = body.partition(b"the number ")[2].partition(b".")[0].decode()
+    text = call.body.partition(b"the number ")[2].partition(b".")[0].decode()
     if int(text) % 20 == 7 and text not in failed_once:
         failed_once.add(text)
         if int(text) % 100 != 7:

@@ -3,31 +3,39 @@
 import logging
 
 from rxllm import errors, events, operators, policies
-from rxllm.client import OpenAI, function
+from rxllm.clients import Anthropic, LLMEngine, OpenAI, Route, any_of, function
 from rxllm.gate import Gate
-from rxllm.messages import Attempt, Chunk, Outcome, Reply, Request, Secret, Usage, chat
+from rxllm.messages import Attempt, Chunk, Outcome, Reply, Request, Restarted, Secret, ToolCall, Usage, chat
 from rxllm.operators.call import call
-from rxllm.policies import Backoff, Quota, Timeouts, Validate
+from rxllm.policies import Backoff, Connection, Hedge, Quota, Timeouts, Validate
 from rxllm.sinks import acollect, aiterate, collect, iterate
 from rxllm.sources import Feed, from_async_iterable, from_iterable, from_jsonl
 
 __all__ = [
+    "Anthropic",
     "Attempt",
     "Backoff",
     "Chunk",
+    "Connection",
     "Feed",
     "Gate",
+    "Hedge",
+    "LLMEngine",
     "OpenAI",
     "Outcome",
     "Quota",
     "Reply",
     "Request",
+    "Restarted",
+    "Route",
     "Secret",
     "Timeouts",
+    "ToolCall",
     "Usage",
     "Validate",
     "acollect",
     "aiterate",
+    "any_of",
     "call",
     "chat",
     "collect",

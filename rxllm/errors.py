@@ -14,13 +14,14 @@
         TimeoutError              no answer in time; see `phase`        yes (not at the deadline)
         ConnectionError           unreachable, or cut off               yes
         InvalidRequestError       400, 413, 422: the request is wrong
+          ContentFilterError      a filter of the server's refused the content
           ContextOverflowError    more tokens than the model reads
-        NotFoundError             404: no such model, file or job
+        NotFoundError             404, 410: no such model, file or job
         ConflictError             409: somebody else is at it           yes
         ValidationError           a good answer that a check refused
         DecodeError               an answer cut short or garbled        yes
         CancelledError            given up before it ended
-        UnsupportedError          this provider cannot do that
+        UnsupportedError          501: this provider cannot do that
         NotReadyError             425: still loading, not there yet     yes
 
 The class says what happened; `transient` says what to do: try again, or not. A `refusal` costs the server
@@ -45,6 +46,7 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "ConnectionError",
+    "ContentFilterError",
     "ContextOverflowError",
     "DecodeError",
     "InvalidRequestError",
@@ -101,6 +103,8 @@ class CallError(RxllmError):
     refusal: bool = False
     limits: object = None  # `policies.Limits`: what the headers said of the key's quotas; None if nothing
     sent: bool = True  # False: nothing left this machine, so nothing was used
+    partial: str | None = None  # the text so far of a streamed answer that broke off
+    usage: object = None  # `messages.Usage` that the server told all the same; None if nothing
 
     def __init__(
         self,
@@ -136,14 +140,14 @@ class BillingError(CallError):
 
 
 class RateLimitedError(CallError):
-    """The provider refused the call for now: a quota of this key is used up (HTTP 429)."""
+    """The provider refused the call for now: a quota of this key is used up (HTTP 429; 403 by Azure's gateway)."""
 
     transient = True
     refusal = True
 
 
 class OverloadedError(CallError):
-    """The provider refused the call for now: it is too busy, whoever asks (HTTP 529; 503 if its code says so)."""
+    """The provider refused the call for now: it is too busy, whoever asks (HTTP 529; 429, 498, 503 that say so)."""
 
     transient = True
     refusal = True
@@ -220,6 +224,10 @@ class InvalidRequestError(CallError):
     """The request is wrong, and will be wrong next time (HTTP 400, 413, 422)."""
 
 
+class ContentFilterError(InvalidRequestError):
+    """A content filter of the server's refused the request or its answer: no answer, and no use in asking again."""
+
+
 class ContextOverflowError(InvalidRequestError):
     """The request and its answer are more tokens than the model can take."""
 
@@ -236,6 +244,8 @@ class ConflictError(CallError):
 
 class ValidationError(CallError):
     """A good answer that a check refused; `validate` asks again by itself, so `retry` does not."""
+
+    reply: object = None  # `messages.Reply`: the answer, where it is known
 
 
 class DecodeError(CallError):

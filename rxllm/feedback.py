@@ -17,7 +17,7 @@ from reactivex import Observable, abc
 from reactivex import disposable as disposables
 from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 
-from rxllm.errors import ConfigError, OverloadedError
+from rxllm.errors import ConfigError, OverloadedError, ValidationError
 from rxllm.messages import Kind, Setting, Signal
 from rxllm.stream import Stream, connected, subscribe
 
@@ -44,7 +44,7 @@ _log = logging.getLogger("rxllm.feedback")
 def kind_of(ending: Ending, error: Exception | None) -> Kind | None:
     """Return what the end of an attempt is to a controller; None: it tells nothing of the server."""
     if ending == "answered":
-        return "ok"
+        return "invalid" if isinstance(error, ValidationError) else "ok"
     if ending == "cancelled":
         return None
     if ending == "refused":

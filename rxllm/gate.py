@@ -304,6 +304,17 @@ class Gate:
         return self._opening.limit
 
     @property
+    def in_flight(self) -> int:
+        """Attempts on the wire."""
+        return self._in_flight
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether nothing starts for long: closed, the breaker open, or a quota used up for more than a minute."""
+        breaker = self._opening.breaker
+        return self._closed or self._suspended is not None or (breaker is not None and breaker.state != "closed")
+
+    @property
     def window(self) -> int:
         """Requests that a pipeline keeps in progress through this gate, waiting too: twice the limit and 32."""
         limit = self._opening.limit
@@ -479,6 +490,23 @@ class Gate:
         """Return the seconds in which nothing could start for more than a minute, because a quota is used up."""
         since = self._suspended
         return self._suspended_for if since is None else self._suspended_for + self._now() - since
+
+    def admits_now(self, clock: Clock, amounts: tuple[float, ...]) -> bool:
+        """Say whether an attempt that came now would start at once, past nobody who waits.
+
+        Args:
+            clock: of the pipeline that asks.
+            amounts: what `amounts(cost)` returned.
+
+        Raises:
+            ConfigError: in use on another loop.
+        """
+        if clock is not self._clock:
+            self._bind(clock)
+        if self._closed or self._lines.waiting or self._pumping:
+            return False
+        now = self._now()
+        return self._opening.held(self._in_flight, now) is None and self._ledger.full(amounts, now) is None
 
     def apply(
         self,

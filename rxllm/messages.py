@@ -3,7 +3,8 @@
     Request ──▶ Attempt, Attempt, … ──▶ Outcome
                              │             ├ reply: Reply[T], when one attempt was answered well
                              └ error       └ error: the last one, when none was
-    Chunk: one piece of a streamed answer.
+    Chunk, Restarted: a piece of a streamed answer; and that what follows is of a new try.
+    ToolCall: what the model wants called.
     Usage: what was used, in tokens.
     Signal, Setting: what a controller learns of attempts, and what it wants of the gate.
     Secret: a key that does not show.
@@ -13,14 +14,28 @@ the pipeline's own steady clock: only differences mean something.
 """
 
 import hmac
-from typing import Any, Generic, Literal, NoReturn, SupportsIndex, TypeVar
+from typing import Any, Generic, Literal, NoReturn, SupportsIndex, TypeVar, overload
 
 import msgspec
 
-from rxllm.errors import ConfigError, DecodeError, check_number, check_text
+from rxllm.errors import ConfigError, DecodeError, ValidationError, check_number, check_text
 from rxllm.values import ConfigErrorMeta
 
-__all__ = ["Attempt", "Chunk", "Kind", "Outcome", "Reply", "Request", "Secret", "Setting", "Signal", "Usage", "chat"]
+__all__ = [
+    "Attempt",
+    "Chunk",
+    "Kind",
+    "Outcome",
+    "Reply",
+    "Request",
+    "Restarted",
+    "Secret",
+    "Setting",
+    "Signal",
+    "ToolCall",
+    "Usage",
+    "chat",
+]
 
 T = TypeVar("T")
 
@@ -91,10 +106,17 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     output_tokens: int = 0  # reasoning included
     cached_tokens: int = 0  # input that was read from a cache
     reasoning_tokens: int = 0  # output that is not shown
+    cache_write_tokens: int = 0  # input that was written to a cache
     units: dict[str, float] | None = None  # unit -> amount, for quotas that count neither requests nor these tokens
 
     def __post_init__(self) -> None:
-        counts = (self.input_tokens, self.output_tokens, self.cached_tokens, self.reasoning_tokens)
+        counts = (
+            self.input_tokens,
+            self.output_tokens,
+            self.cached_tokens,
+            self.reasoning_tokens,
+            self.cache_write_tokens,
+        )
         try:
             if min(counts) >= 0 and type(sum(counts)) is int:
                 return
@@ -114,6 +136,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             output_tokens=self.output_tokens + other.output_tokens,
             cached_tokens=self.cached_tokens + other.cached_tokens,
             reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
             units=_summed(self.units, other.units),
         )
 
@@ -124,12 +147,43 @@ def _summed(one: dict[str, float] | None, other: dict[str, float] | None) -> dic
     return {unit: one.get(unit, 0.0) + other.get(unit, 0.0) for unit in {**one, **other}}
 
 
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A function that the model wants called.
+
+    >>> ToolCall(id="call_1", name="weather", arguments='{"city": "Oslo"}').decoded()
+    {'city': 'Oslo'}
+    """
+
+    id: str
+    name: str
+    arguments: str  # JSON as the model wrote it: it may be none
+
+    @overload
+    def decoded(self) -> Any: ...
+    @overload
+    def decoded(self, type: type[T]) -> T: ...
+    def decoded(self, type: Any = Any) -> Any:  # noqa: A002  the name that msgspec gives it
+        """Return the arguments as a `type` that msgspec knows; without one, the JSON as it is.
+
+        Raises:
+            ValidationError: They are no JSON, or do not fit the type.
+        """
+        try:
+            return msgspec.json.decode(self.arguments or "{}", type=type)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as wrong:
+            reason = str(wrong)
+        raise ValidationError(f"the arguments of {self.name} do not fit: {reason}", body=self.arguments)
+
+
 class Reply(msgspec.Struct, Generic[T], frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One good answer."""
 
     value: T  # what the client or the validation made of it
     text: str = ""
     usage: Usage = Usage()
+    reasoning: str = ""  # what the model thought before, if it shows that
+    tool_calls: tuple[ToolCall, ...] = ()
+    others: tuple[str, ...] = ()  # texts of the further answers, when more than one was asked for
     model: str | None = None  # the one that answered
     id: str | None = None  # the server's
     finish_reason: str | None = None
@@ -147,23 +201,40 @@ class Reply(msgspec.Struct, Generic[T], frozen=True, kw_only=True, forbid_unknow
         >>> Reply(value="", raw=b'{"system_fingerprint": "fp_1"}').extra["system_fingerprint"]
         'fp_1'
         """
-        if not self.raw:
-            return {}
-        try:
-            return msgspec.json.decode(self.raw, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
-            reason = str(wrong)
-        raise DecodeError(f"the reply is no JSON object: {reason}", body=self.raw)
+        return _extra(self.raw)
 
 
-class Chunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+def _extra(raw: bytes) -> dict[str, Any]:
+    if not raw:
+        return {}
+    try:
+        return msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
+        reason = str(wrong)
+    raise DecodeError(f"the reply is no JSON object: {reason}", body=raw)
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """One piece of a streamed answer."""
 
     text: str = ""
+    reasoning: str = ""
     index: int = 0  # which of the answers, when several were asked for
     finish_reason: str | None = None  # on the last piece of an answer: the sign that it is whole
     usage: Usage | None = None
-    raw: bytes = b""
+    raw: bytes = b""  # the event as it came
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Everything the server said in this piece, decoded anew at each access; as `Reply.extra`."""
+        return _extra(self.raw)
+
+
+class Restarted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A streamed answer broke off after pieces of it had been shown: what follows is a new try, from the beginning."""
+
+    attempt: int  # the number of the try that begins, >= 2
+    error: Exception | None = None  # what the last one ended with
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,6 +247,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     status: int | None = None
     error: Exception | None = None  # None: answered
     usage: Usage | None = None  # None: unknown
+    route: str | None = None  # which of several clients; None: there is one
+    hedged: bool = False  # a second try beside one that was late
 
     def __post_init__(self) -> None:
         try:
@@ -226,6 +299,11 @@ class Outcome(msgspec.Struct, Generic[T], frozen=True, kw_only=True, forbid_unkn
     def usage(self) -> Usage:
         """What all attempts used together, as far as the server said."""
         return sum((attempt.usage for attempt in self.attempts if attempt.usage is not None), Usage())
+
+    @property
+    def route(self) -> str | None:
+        """Which of several clients answered, or failed last; None: there is one, or nothing was sent."""
+        return self.attempts[-1].route if self.attempts else None
 
     def unwrap(self) -> Reply[T]:
         """Return the reply, or raise the error."""

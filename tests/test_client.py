@@ -23,10 +23,12 @@ import rxllm
 from rxllm import Outcome, Reply, Request, Secret, Timeouts, Usage
 from rxllm.clock import loop_clock
 from rxllm.errors import CallError, CancelledError, ConfigError, InvalidRequestError, ServerError, TimeoutError
+from rxllm.providers.base import Call
 from rxllm.testing import VirtualScheduler, record
 from rxllm.testing._faults import NAMED
 from rxllm.testing.simulated import SimulatedProvider
 from rxllm.transports import MemoryTransport, Response
+from rxllm.transports.base import Answer
 
 KEY = "sk-marker-0123456789"
 ONCE = rxllm.Backoff(attempts=1)
@@ -34,7 +36,7 @@ GOOD = b'{"choices":[{"message":{"content":"hello"},"finish_reason":"stop"}]}'
 
 
 def answering(status: int = 200, body: bytes = GOOD, **headers: str) -> MemoryTransport:
-    return MemoryTransport(lambda _path, _body: Response(status, headers, body))
+    return MemoryTransport(lambda _call: Response(status, headers, body))
 
 
 def calls(client: Any, items: list[Any], **settings: Any) -> list[Outcome[Any]]:
@@ -131,8 +133,11 @@ def test_a_client_with_the_name_of_a_variable_is_pickled_without_the_key(monkeyp
 class Answers:
     """A transport that pickles."""
 
-    async def post(self, path: str, body: bytes, timeouts: Timeouts) -> Response:
+    async def send(self, call: Call, timeouts: Timeouts) -> Response:
         return Response(200, {}, GOOD)
+
+    async def open(self, call: Call, timeouts: Timeouts) -> Answer:
+        raise NotImplementedError
 
     async def aclose(self) -> None: ...
 
@@ -172,8 +177,8 @@ def test_a_function_that_counts_tokens_is_what_a_gate_of_tokens_books():
 def test_a_function_that_cannot_count_a_request_fails_it_alone_and_before_it_is_sent():
     sent: list[bytes] = []
 
-    def answer(_path: str, body: bytes) -> Response:
-        sent.append(body)
+    def answer(call: Call) -> Response:
+        sent.append(call.body)
         return Response(200, {}, GOOD)
 
     client = rxllm.OpenAI("m", api_key=KEY, transport=MemoryTransport(answer), count_tokens=letters)
@@ -244,7 +249,7 @@ def test_async_with_closes_too():
 
 def test_a_request_that_cannot_be_encoded_was_never_sent():
     asked: list[str] = []
-    transport = MemoryTransport(lambda path, _body: (asked.append(path), Response(200, {}, GOOD))[1])
+    transport = MemoryTransport(lambda call: (asked.append(call.path), Response(200, {}, GOOD))[1])
     outcome = call(rxllm.OpenAI("m", api_key=KEY, transport=transport), Request(body={"x": object()}))
     assert type(outcome.error) is InvalidRequestError
     assert not outcome.error.sent
@@ -253,7 +258,7 @@ def test_a_request_that_cannot_be_encoded_was_never_sent():
 
 def test_send_is_cold_and_each_subscription_is_one_try():
     asked: list[bytes] = []
-    transport = MemoryTransport(lambda _path, body: (asked.append(body), Response(200, {}, GOOD))[1])
+    transport = MemoryTransport(lambda call: (asked.append(call.body), Response(200, {}, GOOD))[1])
     stream = rxllm.OpenAI("m", api_key=KEY, transport=transport).send(rxllm.chat("hi"))
     assert not asked
     assert [reply.text for reply in rxllm.collect(stream)] == ["hello"]
@@ -648,7 +653,7 @@ def test_the_key_is_shown_nowhere_in_a_run_with_every_fault(monkeypatch, recwarn
                 texts.extend(shown(outcome))
                 for part in (outcome.error, *(attempt.error for attempt in outcome.attempts)):
                     texts.extend(shown(part))
-            for bad in (client, client._transport, client._key, client._provider):
+            for bad in (client, client._transport, client._censor, client._provider):
                 texts.extend(shown(bad))
             texts.extend(await direct(client, faults, provider))
             await client.aclose()
@@ -715,7 +720,7 @@ def test_warnings_are_errors_here():
 def test_a_key_that_the_server_echoes_in_its_own_spelling_does_not_show(escaped):
     key = "sk-abc/SENTINEL&x+y=="
     body = b'{"error": {"message": "Incorrect API key: ' + escaped.encode() + b'"}}'
-    transport = rxllm.transports.MemoryTransport(lambda _path, _body: rxllm.transports.Response(401, {}, body))
+    transport = rxllm.transports.MemoryTransport(lambda _call: rxllm.transports.Response(401, {}, body))
     client = rxllm.OpenAI("any", api_key=key, transport=transport)
     [outcome] = rxllm.collect(rxllm.from_iterable(["a"]).pipe(rxllm.call(client)))
     assert "SENTINEL" not in repr(outcome) + str(outcome.error) + str(outcome.error.body)

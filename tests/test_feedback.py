@@ -145,6 +145,7 @@ def test_an_attempt_that_is_given_up_tells_nothing() -> None:
     ("ending", "error", "kind"),
     [
         ("answered", None, "ok"),
+        ("answered", errors.ValidationError("x"), "invalid"),
         ("refused", RateLimitedError("x", 429), "refused"),
         ("refused", OverloadedError("x", 529), "overloaded"),
         ("refused", ServerError("x", 503), "overloaded"),

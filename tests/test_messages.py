@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rxllm import errors
-from rxllm.errors import CallError, ConfigError, DecodeError, RateLimitedError
-from rxllm.messages import Attempt, Chunk, Outcome, Reply, Request, Secret, Usage, chat
+from rxllm.errors import CallError, ConfigError, DecodeError, RateLimitedError, ValidationError
+from rxllm.messages import Attempt, Chunk, Outcome, Reply, Request, Secret, ToolCall, Usage, chat
 
 MARKER = "sk-SENTINEL-0123456789"
 FIELDS = "the fields are body, id, operation, meta, given by name"
@@ -253,6 +253,28 @@ def test_a_trimmed_failure_keeps_its_error() -> None:
 def test_extra_is_the_whole_answer_and_empty_without_a_body() -> None:
     assert answered().unwrap().extra == {"system_fingerprint": "fp"}
     assert answered().trim().unwrap().extra == {}
+
+
+def test_a_chunk_has_all_that_its_event_said() -> None:
+    assert Chunk(text="a", raw=b'{"delta": "a", "n": 1}').extra == {"delta": "a", "n": 1}
+    assert Chunk(text="a").extra == {}
+
+
+class City(msgspec.Struct):
+    city: str
+
+
+def test_the_arguments_of_a_tool_call_are_decoded_as_the_type_that_is_wanted() -> None:
+    wanted = ToolCall(id="1", name="weather", arguments='{"city": "Oslo"}')
+    assert wanted.decoded() == {"city": "Oslo"}
+    assert wanted.decoded(City) == City("Oslo")
+    assert ToolCall(id="1", name="now", arguments="").decoded() == {}
+
+
+@pytest.mark.parametrize("arguments", ['{"city": 5}', "{", '{"city": "\ud800"}', "[" * 100_000])
+def test_arguments_that_do_not_fit_name_the_function(arguments: str) -> None:
+    with pytest.raises(ValidationError, match="the arguments of weather do not fit"):
+        ToolCall(id="1", name="weather", arguments=arguments).decoded(City)
 
 
 @pytest.mark.parametrize("raw", [b"<html>", b"[1]", b"\xff", b'{"a": "\xff"}', b'{"a":'])

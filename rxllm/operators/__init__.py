@@ -9,8 +9,10 @@ from rxllm.operators.call import call
 from rxllm.operators.expand import expand
 from rxllm.operators.feedback import feedback
 from rxllm.operators.flat_map import flat_map
+from rxllm.operators.hedge import hedge
 from rxllm.operators.overflow import overflow
 from rxllm.operators.retry import retry
+from rxllm.operators.single_flight import single_flight
 from rxllm.operators.tee import tee
 from rxllm.operators.throttle import throttle
 from rxllm.operators.timeout import timeout
@@ -24,8 +26,10 @@ __all__ = [
     "expand",
     "feedback",
     "flat_map",
+    "hedge",
     "overflow",
     "retry",
+    "single_flight",
     "tee",
     "throttle",
     "timeout",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from rxllm.errors import CallError, CancelledError, ConfigError, TimeoutError, check_callable
+import msgspec
+
+from rxllm.errors import CallError, CancelledError, ConfigError, TimeoutError, ValidationError, check_callable
 from rxllm.gate import Gate, Lane, lane_of
-from rxllm.messages import Attempt, Reply
+from rxllm.messages import Attempt, Reply, Usage
 from rxllm.operators.to_outcome import forget_traceback
 from rxllm.policies.headers import Limits
 from rxllm.stream import Stream, connected, subscribe
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from reactivex import Observable
 
+    from rxllm.clock import Clock
     from rxllm.demand import DemandScheduler, Disposable, Observer
     from rxllm.gate import Lease, Waiter
     from rxllm.policies.accounting import Ending
@@ -70,6 +73,8 @@ def admit(
 class Admitted(Stream[T]):
     """`source` behind a gate. It remembers when it first came, which is the place of all its attempts in the queue."""
 
+    announced = False  # observers are told by `begun()` that their attempt starts, and say if it is `hedged`
+
     def __init__(
         self,
         source: Observable[T],
@@ -86,6 +91,18 @@ class Admitted(Stream[T]):
         self.attempts = 0
         self.ended: float | None = None  # when the last attempt ended
 
+    def follow(self, before: Admitted[T]) -> None:
+        """Go on where `before` has stopped: the same place in the queue, the next number."""
+        self.arrival = before.arrival
+        self.attempts = before.attempts
+
+    def admits_now(self, clock: Clock) -> bool:
+        """Say whether an attempt that came now would start at once."""
+        try:
+            return self.gate.admits_now(clock, self.gate.amounts(self.cost))
+        except (CallError, ConfigError):
+            return False
+
     def _start(self, observer: Observer[T], carrier: DemandScheduler) -> Disposable:
         admission = _Admission(self, observer, carrier)
         return connected(admission, admission.apply)
@@ -94,7 +111,7 @@ class Admitted(Stream[T]):
 class _Admission:
     """One attempt: an applicant at the gate, then the observer of the source."""
 
-    __slots__ = ("_carrier", "_lease", "_observer", "_operator", "_stopped", "_upstream", "_waiter")
+    __slots__ = ("_carrier", "_lease", "_number", "_observer", "_operator", "_stopped", "_upstream", "_waiter")
 
     def __init__(self, operator: Admitted[Any], observer: Observer[Any], carrier: DemandScheduler) -> None:
         self._operator = operator
@@ -111,6 +128,7 @@ class _Admission:
         gate = operator.gate
         if operator.ended is not None:
             gate.backed_off(self._carrier.clock.seconds() - operator.ended)
+            operator.ended = None
         try:
             amounts = gate.amounts(operator.cost)
             waiter = gate.apply(self._carrier.clock, amounts, self, operator.arrival, operator.lane)
@@ -126,6 +144,9 @@ class _Admission:
         self._lease = lease
         operator = self._operator
         operator.attempts += 1
+        self._number = operator.attempts
+        if operator.announced:
+            getattr(self._observer, "begun", _nothing)()
         upstream = subscribe(operator.source, self, self._carrier)
         if self._stopped:
             upstream.dispose()
@@ -190,7 +211,8 @@ class _Admission:
         if lease is None:
             return None
         operator = self._operator
-        lease.settle(ending, None if reply is None else operator.gate.used(reply.usage), error)
+        usage: Usage | None = getattr(error, "usage", None) if reply is None else reply.usage
+        lease.settle(ending, operator.gate.used(usage) if isinstance(usage, Usage) else None, error)
         now = operator.ended = self._carrier.clock.seconds()
         limits: object = getattr(error if reply is None else reply, "limits", None)
         if isinstance(limits, Limits):
@@ -198,14 +220,16 @@ class _Admission:
         if operator.note is None:
             return None
         attempt = Attempt(
-            number=operator.attempts,
+            number=self._number,
             started=lease.at,
             seconds=now - lease.at,
             waited=lease.waited,
             status=getattr(error if reply is None else reply, "status", None),
             error=None if error is None else forget_traceback(error),  # its frames hold the answer and the connection
-            usage=None if reply is None else reply.usage,
+            usage=usage if isinstance(usage, Usage) else None,
         )
+        if operator.announced and getattr(self._observer, "hedged", False):
+            attempt = msgspec.structs.replace(attempt, hedged=True)
         try:
             operator.note(attempt)
         except Exception as bug:
@@ -213,10 +237,16 @@ class _Admission:
         return None
 
 
+def _nothing() -> None:
+    pass
+
+
 def ending_of(error: Exception) -> Ending:
     """Return how a try that failed with `error` ended, for its account."""
     if getattr(error, "sent", True) is False:
         return "unsent"
+    if isinstance(error, ValidationError):
+        return "answered"  # and paid for
     if getattr(error, "refusal", False) is True:
         return "refused"
     return "timed_out" if isinstance(error, TimeoutError) else "failed"

@@ -35,8 +35,9 @@ def validate(
 
     Emits: items that pass. The first one that fails ends its try: nothing of it is emitted any more.
     Holds: nothing.
-    Errors: those of the source at once; the `ValidationError` of the last try when the tries are used up; whatever else
-        the check or the repair raises, at once: a bug is not asked again.
+    Errors: those of the source at once, but a `ValidationError` that has its `reply` counts as one of the check; the
+        `ValidationError` of the last try when the tries are used up; whatever else the check or the repair raises, at
+        once: a bug is not asked again.
     Completes: with a try that passes.
     Dispose: cancels the try.
 
@@ -187,7 +188,11 @@ class _Tries:
             self.run(source)
 
     def on_error(self, error: Exception) -> None:
-        if not self._stopped and not self._rejected:
+        if self._stopped or self._rejected:
+            return
+        if isinstance(error, ValidationError) and error.reply is not None:
+            self._reject(error.reply, error)
+        else:
             self._end(error)
 
     def on_completed(self) -> None:

@@ -22,10 +22,12 @@ from rxllm.policies.backoff import Backoff, Draw
 from rxllm.policies.breaker import Breaker, BreakerState
 from rxllm.policies.bucket import TokenBucket
 from rxllm.policies.budget import RetryBudget
+from rxllm.policies.connection import Connection
 from rxllm.policies.control import Machine
 from rxllm.policies.fixed import FixedWindow
 from rxllm.policies.follow import PaceAndFollow, pace_and_follow
 from rxllm.policies.headers import Limits, Truth, read_limits
+from rxllm.policies.hedging import Hedge
 from rxllm.policies.meters import Meter, meter
 from rxllm.policies.pace import Pace, PaceTicket
 from rxllm.policies.quota import Quota, Strategy, parse_quotas
@@ -51,9 +53,11 @@ __all__ = [
     "Breaker",
     "BreakerState",
     "Cell",
+    "Connection",
     "Draw",
     "Ending",
     "FixedWindow",
+    "Hedge",
     "Limits",
     "Machine",
     "Meter",

@@ -1,100 +1,78 @@
-"""OpenAI's dialect, as many servers speak it: chat completions."""
+"""OpenAI's dialect, as many servers speak it: chat completions, completions, responses, embeddings, models."""
 
 from __future__ import annotations
 
-import inspect
-import math
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast
+from urllib.parse import quote
 
 import msgspec
 
-from rxllm import clock, errors
-from rxllm.errors import (
-    CallError,
-    ConfigError,
-    InvalidRequestError,
-    UnsupportedError,
-    check_callable,
-    check_number,
-    check_text,
-)
-from rxllm.messages import Reply, Request, Usage, chat
+from rxllm import clock
+from rxllm.errors import InvalidRequestError, UnsupportedError, check_choice
+from rxllm.messages import Request, chat
 from rxllm.policies.accounting import GENERIC, Accounting
-from rxllm.policies.tokens import TokenEstimator
-from rxllm.providers.base import Call, error_of, parsed, said_in, unreadable
+from rxllm.providers._shared import Priced, Size, count, encoded, fields_of
+from rxllm.providers.base import Call
+from rxllm.providers.faults import fault_of, parsed
+from rxllm.providers.openai_chat import decode_completion
+from rxllm.providers.openai_chunks import ChatAssembler, CompletionAssembler
+from rxllm.providers.openai_embeddings import decode_embeddings, decode_models
+from rxllm.providers.openai_fields import refusal_in, size_of
+from rxllm.providers.openai_responses import ResponseAssembler, decode_response
+from rxllm.providers.presets import ANY, Preset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["OpenAIProvider"]
+    from rxllm.messages import Reply
+    from rxllm.providers.base import Assembler
+    from rxllm.providers.output import Output
 
-FIRST = 256  # replies that the estimates of tokens learn from, each
-SOME = 8  # afterwards one in so many
-OPERATIONS = {"chat": "/chat/completions"}
+__all__ = ["OpenAIProvider", "Operation"]
 
-# Where `error.code` or `error.type` says more than the status: waiting fills no balance, and shrinks no request.
-KINDS: dict[tuple[int, str], type[CallError]] = {
-    (400, "context_length_exceeded"): errors.ContextOverflowError,
-    (503, "server_is_overloaded"): errors.OverloadedError,
-    (503, "slow_down"): errors.OverloadedError,
-    **{
-        (429, code): errors.BillingError
-        for code in (
-            "credit_balance_exhausted",
-            "insufficient_quota",
-            "organization_spend_limit_exceeded",
-            "organization_usage_limit_exceeded",
-            "project_spend_limit_exceeded",
-        )
-    },
+T = TypeVar("T")
+
+Operation = Literal["chat", "completions", "responses", "embeddings", "models"]
+
+
+class _Route(NamedTuple):
+    """Where an operation is, and what stands where in its body."""
+
+    path: str
+    prompt: tuple[str, ...]  # the fields that a prompt is in; the first is where a plain one goes
+    most: tuple[str, ...] = ()  # those that say how many tokens an answer may have
+    streams: bool = True
+    deployed: bool = True  # it is below the deployment, where a server has such
+
+
+ROUTES: dict[str, _Route] = {
+    "chat": _Route("/chat/completions", ("messages",), ("max_completion_tokens", "max_tokens")),
+    "completions": _Route("/completions", ("prompt",), ("max_tokens",)),
+    "responses": _Route("/responses", ("input", "instructions"), ("max_output_tokens",), deployed=False),
+    "embeddings": _Route("/embeddings", ("input",), streams=False),
+    "models": _Route("/models", (), streams=False, deployed=False),
 }
-TOO_LARGE = "Request too large"  # how the message of a 429 begins that no waiting helps
+STREAMED = "text/event-stream"
+NOTHING: dict[str, Any] = {}
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
+class OpenAIProvider(Priced, Generic[T]):
+    """OpenAI's dialect. A request's body goes as it is, with the model added unless it names one.
 
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
-
-
-class _Message(msgspec.Struct):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Completion(msgspec.Struct):
-    """The envelope of an answer; what else is in it stays in `reply.raw` until somebody asks for it."""
-
-    choices: list[_Choice]
-    id: str | None = None
-    model: str | None = None
-    usage: _Usage | None = None
-
-
-_decoder = msgspec.json.Decoder(_Completion)
-_encoder = msgspec.json.Encoder()
-
-
-class OpenAIProvider:
-    """Chat completions. The request's body goes as it is, with the model added unless it names one.
+    What else is added, unless the body has it: `stream`, and `stream_options` for the usage of a streamed answer;
+    `encoding_format` of embeddings, whose vectors are `array("f")` whichever way they come; and where `output` goes.
 
     Args:
         model: the model's name.
         accounting: how the server counts tokens when it admits a request.
         count_tokens: request -> the tokens of its prompt; None: an estimate from its size, which replies calibrate.
+        operation: of the requests that plain items stand for.
+        output: what the answers of chats and responses are to be; None: text.
+        preset: what the server does otherwise.
 
     Raises:
-        ConfigError: the model is not a text, or `count_tokens` not callable.
+        ConfigError: the model is not a text, or another argument of another kind.
     """
 
     def __init__(
@@ -103,264 +81,166 @@ class OpenAIProvider:
         *,
         accounting: Accounting = GENERIC,
         count_tokens: Callable[[Request], float] | None = None,
+        operation: Operation = "chat",
+        output: Output[T] | None = None,
+        preset: Preset = ANY,
     ) -> None:
-        check_text("model", model)
-        check_callable("count_tokens", count_tokens, optional=True)
-        self.model = model
-        self.accounting = accounting
-        self.count_tokens = count_tokens
-        self.tokens = TokenEstimator() if count_tokens is None else _OutputEstimator()
-        self._priced = False  # somebody asks for costs, so it pays to learn
-        self._replies = 0
+        super().__init__(model, accounting, count_tokens)
+        check_choice("operation", operation, tuple(ROUTES))
+        self.operation = operation
+        self.output = output
+        self.preset = preset
+        self._moved = preset.deployments or bool(preset.query)
+        self._formats = {} if output is None else _formats(output)
+        # What is sent unless the body has it, by operation
+        self._added: dict[str, dict[str, Any]] = {"embeddings": {"encoding_format": "base64"}} if preset.base64 else {}
+        usage: dict[str, Any] = {"stream_options": {"include_usage": True}} if preset.stream_usage else {}
+        streamed = {"stream": True}
+        self._streamed = {"chat": streamed | usage, "completions": streamed | usage, "responses": streamed}
 
-    def encode(self, request: Request) -> Call:
+    def encode(self, request: Request, *, stream: bool = False) -> Call:
         """Return the call of `request`; see `Provider`."""
-        path = OPERATIONS.get(request.operation)
-        if path is None:
-            msg = f"operation must be one of {', '.join(OPERATIONS)}, got {request.operation!r}"
+        operation = request.operation
+        route = ROUTES.get(operation)
+        if route is None:
+            msg = f"operation must be one of {', '.join(ROUTES)}, got {operation!r}"
             raise UnsupportedError(msg)
-        body: object = request.body
-        if not isinstance(body, dict):
-            msg = f"the body of a chat request must be a dict, got {type(body).__name__}"
-            raise InvalidRequestError(msg)
-        fields = cast("dict[str, Any]", body)
-        if fields.get("stream"):
-            msg = "stream: answers come in one piece here, so leave it out"
+        if stream and not route.streams:
+            msg = f"stream: the answers to {operation} come in one piece"
             raise UnsupportedError(msg)
-        try:
-            data = _encoder.encode({"model": self.model, **fields})
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            msg = f"the body cannot be sent as JSON: {error}"
-            raise InvalidRequestError(msg) from None
-        if b"null" in data and (place := _not_finite(fields)):  # of NaN and infinity JSON makes null: the default
-            msg = f"the body cannot be sent as JSON: {place} is no finite number"
-            raise InvalidRequestError(msg)
-        return Call(path, data)
+        if operation == "models":
+            if request.body:
+                msg = f"the body of a models request must be None, got {type(request.body).__name__}"
+                raise InvalidRequestError(msg)
+            return Call(self._path(route, self.model), b"", "GET")
+        fields = _body(request, stream=stream)
+        body = {"model": self.model, **(self._streamed if stream else self._added).get(operation, NOTHING), **fields}
+        if operation in self._formats:
+            self._ask_for_output(operation, body)
+        path = self._path(route, body["model"]) if self._moved else route.path
+        return Call(path, encoded(body), accept=STREAMED) if stream else Call(path, encoded(body))
 
-    def decode(self, request: Request, status: int, headers: Mapping[str, str], body: bytes) -> Reply[str]:  # noqa: ARG002
+    def _ask_for_output(self, operation: str, body: dict[str, Any]) -> None:
+        form = self._formats[operation]
+        if operation == "chat":
+            body.setdefault("response_format", form)
+            return
+        if body.get("background"):
+            msg = "background: the answer is not there yet when the server replies: ask for it without output"
+            raise InvalidRequestError(msg)
+        text: Any = body.get("text")
+        body["text"] = {"format": form, **fields_of(text)}
+
+    def _path(self, route: _Route, model: object) -> str:
+        preset = self.preset
+        path = route.path
+        if preset.deployments and route.deployed:
+            path = f"/deployments/{quote(str(model), safe='')}{path}"
+        return f"{path}?{preset.query}" if preset.query else path
+
+    def decode(self, request: Request, status: int, headers: Mapping[str, str], body: bytes) -> Reply[T]:
         """Return the reply of a complete answer; see `Provider`."""
         if not 200 <= status < 300:  # noqa: PLR2004
-            raise _error(status, headers, body, parsed(body))
-        try:
-            completion = _decoder.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            reason = str(error)
+            raise fault_of("openai", status, headers, body, now=clock.wall())
+        operation = request.operation
+        if operation in {"chat", "completions"}:
+            reply = decode_completion(status, headers, body)
+        elif operation == "responses":
+            reply = decode_response(status, headers, body)
+        elif operation == "embeddings":
+            return decode_embeddings(status, headers, body, _inputs(request.body))
         else:
-            if completion.choices:
-                choice = completion.choices[0]
-                text = choice.message.content or ""
-                return Reply(
-                    value=text,
-                    text=text,
-                    usage=_usage(completion.usage),
-                    model=completion.model,
-                    id=completion.id,
-                    finish_reason=choice.finish_reason,
-                    status=status,
-                    raw=body,
-                )
-            reason = "it has no choices"
-        return _tolerant(status, headers, body, reason)
+            return decode_models(status, headers, body)
+        if self.output is not None and operation in self._formats:
+            refusal = None if reply.text else refusal_in(parsed(reply.raw))
+            return self.output.read(reply, refusal=refusal)
+        return cast("Reply[T]", reply)
 
-    def cost(self, request: Request) -> dict[str, float]:
-        """Return an estimate from the size of the prompt and the tokens that the answer may have.
+    def assembler(self, request: Request, status: int, headers: Mapping[str, str]) -> Assembler[T]:
+        """Return what puts a streamed answer together; see `Provider`."""
+        decode = partial(self.decode, request, status, headers)
+        if request.operation == "responses":
+            return ResponseAssembler(decode, status, headers)
+        kind = ChatAssembler[T] if request.operation == "chat" else CompletionAssembler[T]
+        return kind(decode, status, headers, _answers(request))
 
-        Raises:
-            ConfigError: `count_tokens` raised something, or returned what is no number of tokens.
+    def repeatable(self, request: Request) -> bool:
+        """Say whether a second try is safe when nobody knows what became of the first.
+
+        Not a response in the background: the first goes on, and is paid for, when nobody waits for it. Nor one in a
+        conversation, which would have it twice. What is only stored costs nothing and can be repeated.
         """
-        self._priced = True
-        model, size, limit, answers = self._measure(request)
-        inputs, outputs = self.tokens.estimate(model, request.operation, size, limit)
-        most = None if limit is None else limit * answers
-        return self.accounting.costs(max(1.0, inputs), max(1.0, outputs * answers), max_tokens=most)
+        body = fields_of(request.body)
+        return request.operation != "responses" or not (body.get("background") or body.get("conversation"))
 
-    def learn(self, request: Request, usage: Usage) -> None:
-        """Learn from what a request really used; from each of the first replies, then from some."""
-        if not self._priced or not usage.total_tokens:
-            return
-        self._replies += 1
-        if self._replies > FIRST and self._replies % SOME:
-            return
-        try:
-            model, size, limit, answers = self._measure(request)
-        except ConfigError:  # of the user's function: the answer is there and paid for, and the next cost says it
-            return
-        self.tokens.learn(
-            model,
-            request.operation,
-            size,
-            limit,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens / answers,
-        )
-
-    def _measure(self, request: Request) -> tuple[str, float, int | None, int]:
-        """Return model, size of the prompt, the most output tokens if it says so, and how many answers it wants."""
-        body = _fields(request.body)
-        limit = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or None
-        size = _length(body.get("messages")) if self.count_tokens is None else _counted(self.count_tokens, request)
-        return str(body.get("model", self.model)), size, limit, _count(body.get("n")) or 1
+    def measure(self, request: Request) -> Size:
+        """Return the size of a request, its prompt in bytes."""
+        body = fields_of(request.body)
+        route = ROUTES.get(request.operation) or ROUTES["chat"]
+        size = sum([size_of(body.get(name)) for name in route.prompt])
+        most = next((most for name in route.most if (most := count(body.get(name)))), None) if route.most else 0
+        return Size(str(body.get("model", self.model)), size, most, _answers(request))
 
     def wrap(self, item: object) -> Request:
-        """Return the chat request of a prompt."""
-        if isinstance(item, str):
-            return chat(item)
-        msg = f"expected a Request or a prompt (str), got {type(item).__name__}"
+        """Return the request that a plain item stands for: a prompt, or what is to be embedded."""
+        operation, prompt = self.operation, cast("Any", item)
+        if operation == "models":
+            if item is None:
+                return Request(body=None, operation=operation)
+            wanted = "None, as models takes no prompt"
+        elif isinstance(item, str):
+            return chat(item) if operation == "chat" else _asking(operation, prompt)
+        elif operation == "embeddings":
+            if isinstance(prompt, list | tuple) and prompt:
+                return _asking(operation, list(cast("list[Any]", prompt)))
+            wanted = "a text or a list of them"
+        else:
+            wanted = "a prompt (str)"
+        msg = f"expected a Request or {wanted}, got {type(item).__name__}"
         raise InvalidRequestError(msg)
 
 
-class _OutputEstimator(TokenEstimator):
-    """Estimates of the output alone: the size of a prompt is its tokens, which somebody has counted."""
-
-    __slots__ = ()
-
-    def estimate(self, model: str, kind: str, characters: float, max_tokens: float | None) -> tuple[float, float]:
-        """Return the input tokens as they are, and an estimate of the output."""
-        return characters, super().estimate(model, kind, characters, max_tokens)[1]
+def _asking(operation: str, item: Any) -> Request:
+    return Request(body={ROUTES[operation].prompt[0]: item}, operation=operation)
 
 
-def _counted(count: Callable[[Request], float], request: Request) -> float:
-    """Return what the user's function says.
+def _body(request: Request, *, stream: bool) -> dict[str, Any]:
+    """Return the body of a request, which is not ours to change.
 
     Raises:
-        ConfigError: it raised something, or returned what is no number of tokens.
+        InvalidRequestError: it is no dict.
+        UnsupportedError: it says that the answer is to come otherwise than the call does.
     """
-    try:
-        tokens = count(request)
-    except Exception as error:
-        problem = f"raised {type(error).__name__}: {error}"
-    else:
-        if not inspect.iscoroutine(tokens):
-            check_number("what count_tokens returns", tokens, least=0)
-            return tokens
-        tokens.close()
-        problem = "must be a plain function, and it is async"
-    msg = f"count_tokens {problem}"  # outside of the except block: the first error, and its frames, are no context
-    raise ConfigError(msg)
+    body: object = request.body
+    if not isinstance(body, dict):
+        msg = f"the body of a {request.operation} request must be a dict, got {type(body).__name__}"
+        raise InvalidRequestError(msg)
+    fields = cast("dict[str, Any]", body)
+    if "stream" in fields and bool(fields["stream"]) is not stream:
+        msg = "stream: leave it out of the body; call(stream=True) and client.stream(request) send it"
+        raise UnsupportedError(msg)
+    return fields
 
 
-def _error(status: int, headers: Mapping[str, str], body: bytes, said: Any) -> CallError:
-    """Return the error of an answer that is none."""
-    kind: type[CallError] | None = None
-    if status in {400, 429, 503}:
-        fault = _fields(_fields(said).get("error"))
-        for key in ("code", "type"):
-            kind = kind or KINDS.get((status, str(fault.get(key))))
-        if status == 429 and (said_in(said) or "").startswith(TOO_LARGE):  # noqa: PLR2004
-            kind = InvalidRequestError
-    return error_of(status, headers, body, now=clock.wall(), kind=kind)
+def _formats(output: Output[Any]) -> dict[str, Any]:
+    """Return how each operation is told what its answer is to be, as JSON that is ready to be sent."""
+    form = {"name": output.name, "schema": output.schema, "strict": output.strict}
+    return {
+        "chat": msgspec.Raw(msgspec.json.encode({"type": "json_schema", "json_schema": form})),
+        "responses": msgspec.Raw(msgspec.json.encode({"type": "json_schema", **form})),
+    }
 
 
-def _tolerant(status: int, headers: Mapping[str, str], body: bytes, reason: str) -> Reply[str]:
-    """Return the reply of an answer that is not as it should be, if it has a text: it has been paid for.
-
-    Raises:
-        CallError: it has none; an error that came as if all were well is the error of its own code.
-    """
-    said = _fields(parsed(body))
-    choices: Any = said.get("choices")
-    choice = _fields(cast("list[Any]", choices)[0]) if isinstance(choices, list) and choices else {}
-    message: Any = choice.get("message")
-    if isinstance(message, dict):
-        text = _text(cast("dict[str, Any]", message).get("content"))
-        if text is not None:
-            return Reply(
-                value=text,
-                text=text,
-                usage=_tolerant_usage(said.get("usage")),
-                model=_name(said.get("model")),
-                id=_name(said.get("id")),
-                finish_reason=_name(choice.get("finish_reason")),
-                status=status,
-                raw=body,
-            )
-    if not choices and said.get("error"):
-        code: Any = _fields(said["error"]).get("code")
-        if type(code) is int and 400 <= code < 600:  # noqa: PLR2004
-            raise _error(code, headers, body, said)
-        reason = f"it is an error: {said_in(said) or 'without a message'}"
-    raise unreadable(status, headers, body, reason)
+def _answers(request: Request) -> int:
+    """Return how many answers a request asks for."""
+    body = fields_of(request.body)
+    answers = count(body.get("n")) or 1
+    return answers * _inputs(body, "prompt") if request.operation == "completions" else answers
 
 
-def _fields(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _name(value: object) -> str | None:
-    """Return a name that some servers give as a number."""
-    return None if value is None or isinstance(value, dict | list) else str(value)
-
-
-def _text(content: object) -> str | None:
-    """Return the text of an answer's content: a text, a list of parts, or nothing (it calls a tool)."""
-    if content is None:
-        return ""
-    if isinstance(content, list):
-        texts = [_fields(part).get("text") for part in cast("list[Any]", content)]
-        return "".join(text for text in texts if isinstance(text, str))
-    return content if isinstance(content, str) else None
-
-
-def _length(messages: object) -> int:
-    """Return the size in bytes of messages, whose content is a text or a list of parts."""
-    if not isinstance(messages, list | tuple):
-        return 0
-    total = 0
-    for message in cast("list[Any]", messages):
-        content: Any = cast("dict[str, Any]", message).get("content") if isinstance(message, dict) else None
-        text = content if isinstance(content, str) else _text(content) or ""
-        total += len(text) if text.isascii() else len(text.encode(errors="replace"))
-    return total
-
-
-def _count(value: object) -> int:
-    """Return a number of tokens or answers; 0 for what is none: the server will say what it thinks of that."""
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-def _not_finite(value: object, place: str = "body") -> str | None:
-    """Return where in a body there is a number that JSON does not have."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else place
-    pairs: Any = ()
-    if isinstance(value, dict):
-        pairs = cast("dict[Any, Any]", value).items()
-    elif isinstance(value, list | tuple):
-        pairs = enumerate(cast("list[Any]", value))
-    return next((found for key, item in pairs if (found := _not_finite(item, f"{place}[{key!r}]"))), None)
-
-
-def _usage(said: _Usage | None) -> Usage:
-    if said is None:
-        return NO_USAGE
-    cached = said.prompt_tokens_details.cached_tokens if said.prompt_tokens_details else 0
-    reasoning = said.completion_tokens_details.reasoning_tokens if said.completion_tokens_details else 0
-    try:
-        return Usage(
-            input_tokens=said.prompt_tokens or 0,
-            output_tokens=said.completion_tokens or 0,
-            cached_tokens=cached or 0,
-            reasoning_tokens=reasoning or 0,
-        )
-    except ConfigError:
-        return NO_USAGE  # a server may say anything; what it says is in reply.raw
-
-
-def _tolerant_usage(said: object) -> Usage:
-    fields = _fields(said)
-    return Usage(
-        input_tokens=_whole(fields.get("prompt_tokens")),
-        output_tokens=_whole(fields.get("completion_tokens")),
-        cached_tokens=_whole(_fields(fields.get("prompt_tokens_details")).get("cached_tokens")),
-        reasoning_tokens=_whole(_fields(fields.get("completion_tokens_details")).get("reasoning_tokens")),
-    )
-
-
-def _whole(value: object) -> int:
-    """Return a count of tokens; 0 for what is none."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63:
-        return int(value)
-    return 0
-
-
-NO_USAGE = Usage()
+def _inputs(body: object, name: str = "input") -> int:
+    """Return how many texts there are in a field: a list of texts, or of lists of tokens; else it is one."""
+    value: Any = fields_of(body).get(name)
+    if isinstance(value, list | tuple) and value and not isinstance(value[0], int):
+        return len(cast("list[Any]", value))
+    return 1

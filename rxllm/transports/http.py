@@ -4,69 +4,88 @@ A session builds a request, a URL, a writer and a task for each call, and all ca
 only. Here the head is built once and written with the body in one piece: half the CPU time of a tuned session, see
 `benchmarks/overhead.py`.
 
-No exception of aiohttp leaves this module: their texts can hold the Authorization header, and they do not pickle. Nor
+No exception of aiohttp leaves these modules: their texts can hold the Authorization header, and they do not pickle. Nor
 does a frame that a traceback shows have a local variable with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import functools
 import ipaddress
+import logging
+import os
 import re
-import ssl
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
-import aiohttp
-from aiohttp import hdrs
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientRequest
-from aiohttp.helpers import TimerNoop
 from yarl import URL
 
-from rxllm.clock import Alarm, alarms, loop_clock
-from rxllm.errors import CallError, CancelledError, ConfigError, ConnectionError, DecodeError, Phase, TimeoutError
+from rxllm.errors import ConfigError, check_choice
+from rxllm.policies.connection import Connection, check_headers
 from rxllm.runtime import LoopLocal
-from rxllm.transports.base import Response
+from rxllm.transports.connections import Pool, Route
+from rxllm.transports.http_exchange import Exchange, Gone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from aiohttp.connector import Connection
-
     from rxllm.policies.timeouts import Timeouts
+    from rxllm.providers.base import Call
+    from rxllm.transports.base import Response
+    from rxllm.transports.http_answer import HttpAnswer
 
 __all__ = ["HttpTransport"]
 
-READ_BUFFER = 1 << 20  # bytes: a long answer is not stopped and started for flow control
-LARGEST_BODY = 256 << 20  # bytes of an answer; a longer one is no answer of a model
-LONGEST_LINE = 32_768  # bytes of a header
-PATHS = 1_024  # heads that are kept
+_log = logging.getLogger("rxllm.transports")
 
-NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a header: RFC 9110, 5.1
-VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # of a header: RFC 9110, 5.5
+HEADS = 1_024  # that are kept
 PATH = re.compile(r"/[\x21-\x7e]*")
-OURS = frozenset({"connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"})
+MEDIA = re.compile(r"[\x20-\x7e]+")  # of Accept
+METHODS = {"POST": True, "PUT": True, "PATCH": True, "GET": False, "DELETE": False}  # whether there is a body
+EVENTS = "text/event-stream"
+
+_warned: set[str] = set()  # hosts whose certificate nobody looks at
 
 
 class HttpTransport:
-    """POSTs to one base URL, over connections that are kept and reused; one pool for each loop, closed with it.
+    """Calls to one base URL, over connections that are kept and reused; one pool for each loop, closed with it.
+
+    Redirects are answers: none is followed, so that a key goes to no other host.
 
     Args:
         base_url: of the API, `http` or `https`, usually ending in `/v1`.
         headers: sent with every call; may hold a key.
+        connection: how to get there; the proxies of the environment are looked up here and now.
 
     Raises:
-        ConfigError: not a URL of this kind, or a header that would break the request.
+        ConfigError: not a URL of this kind, a header that would break the request, a certificate that cannot be used,
+            or an environment that names a proxy of another kind.
     """
 
-    def __init__(self, base_url: str, headers: Mapping[str, str]) -> None:
-        self._base = _checked(base_url)
-        self._headers = _checked_headers(headers)
-        self._pools: LoopLocal[_Pool] = LoopLocal(functools.partial(_Pool, self._base), _Pool.close)
-        self._heads: dict[str, bytes] = {}
+    def __init__(
+        self,
+        base_url: str,
+        headers: Mapping[str, str],
+        connection: Connection = Connection(),  # noqa: B008  frozen
+    ) -> None:
+        base = _checked(base_url)
+        check_headers(headers)
+        if not isinstance(connection, Connection):
+            msg = f"connection must be a Connection, got a {type(connection).__name__}"
+            raise ConfigError(msg)
+        if connection.unix_socket is not None and base.scheme != "http":
+            msg = f"unix_socket needs a base_url with http://, got {base_url!r}"
+            raise ConfigError(msg)
+        proxy = connection.proxy_of(base.scheme, base.host or "", base.port or 0, os.environ)
+        self._base = base
+        self._headers = {**headers}
+        self._route = Route(base, connection, proxy)
+        self._pools: LoopLocal[Pool] = LoopLocal(functools.partial(Pool, self._route), Pool.close)
+        self._heads: dict[tuple[str, str, str], bytes] = {}
         self._closed = False
+        if base.scheme == "https" and not connection.verify and self._route.where not in _warned:
+            _warned.add(self._route.where)
+            _log.warning("the certificate of %s is not verified: verify=False", self._route.where)
 
     def __repr__(self) -> str:
         return f"HttpTransport({str(self._base)!r})"
@@ -76,8 +95,8 @@ class HttpTransport:
         msg = f"{self!r} is not pickled: its headers may hold a key"
         raise ConfigError(msg)
 
-    async def post(self, path: str, body: bytes, timeouts: Timeouts) -> Response:
-        """Send `body` to `path` below the base URL and return the complete answer, whatever its status.
+    async def send(self, call: Call, timeouts: Timeouts) -> Response:
+        """Send `call` and return the complete answer, whatever its status.
 
         A connection that was kept and is gone before the first byte of the answer costs one more try at once: the
         server had closed it while it was idle.
@@ -86,43 +105,82 @@ class HttpTransport:
             ConnectionError: no connection (then `sent` is False), or it broke.
             TimeoutError: with its phase.
             DecodeError: an answer that is cut short, too large, or no HTTP.
+            AuthError: the proxy wants a login.
             CancelledError: the transport was closed meanwhile.
-            ConfigError: it was closed before; or not a path.
+            ConfigError: it was closed before; or no path, method or body that can be sent.
         """
-        if self._closed:
-            msg = f"{self!r} is closed"
-            raise ConfigError(msg)
-        head = self._heads.get(path) or self._head(path)
-        exchange = _Exchange(self._pools.get(asyncio.get_running_loop()), timeouts, head, body)
-        del head  # it may hold a key: see the module's docstring
+        exchange = self._exchange(call, timeouts, streamed=False)
         try:
             try:
-                return await exchange.run()
-            except _Gone:
+                return cast("Response", await exchange.run())
+            except Gone:
                 pass  # the next error must not have this one as its context
-            return await exchange.run(fresh=True)
+            return cast("Response", await exchange.run(fresh=True))
         finally:
             exchange.end()
 
-    def _head(self, path: str) -> bytes:
-        """Build what is the same in every call to `path`, up to the value of Content-Length."""
+    async def open(self, call: Call, timeouts: Timeouts) -> HttpAnswer:
+        """Send `call` and return its answer, whatever its status, as soon as its head is there; close it.
+
+        Raises:
+            CallError: as those of `send`; what is wrong with the body is an error of `read`.
+            ConfigError: as those of `send`.
+        """
+        exchange = self._exchange(call, timeouts, streamed=True)
+        try:
+            try:
+                return cast("HttpAnswer", await exchange.run())
+            except Gone:
+                pass  # the next error must not have this one as its context
+            return cast("HttpAnswer", await exchange.run(fresh=True))
+        finally:
+            exchange.end()
+
+    def _exchange(self, call: Call, timeouts: Timeouts, *, streamed: bool) -> Exchange:
+        if self._closed:
+            msg = f"{self!r} is closed"
+            raise ConfigError(msg)
+        path, body, method, accept = call
+        pool = self._pools.get(asyncio.get_running_loop())
+        if body and not METHODS.get(method, True):
+            msg = f"a {method} has no body, got one of {len(body)} bytes"
+            raise ConfigError(msg)
+        head = self._heads.get((path, method, accept)) or self._head(path, method, accept)
+        return Exchange(pool, timeouts, head, body if METHODS[method] else None, streamed=streamed)
+
+    def _head(self, path: str, method: str, accept: str) -> bytes:
+        """Build what is the same in all such calls, up to the value of Content-Length if there is one."""
         if not PATH.fullmatch(path):
             msg = f"path must begin with a slash and have no space or control characters in it, got {path!r}"
             raise ConfigError(msg)
-        base = self._base
+        if not MEDIA.fullmatch(accept):
+            msg = f"accept must be a media type, got {accept!r}"
+            raise ConfigError(msg)
+        check_choice("method", method, METHODS)
+        base, proxy = self._base, self._route.proxy
         headers = {
             "host": ("Host", base.host_port_subcomponent),
-            "accept": ("Accept", "application/json"),
-            "accept-encoding": ("Accept-Encoding", "gzip, deflate"),
+            "accept": ("Accept", accept),
+            # a server or a proxy that packs what it streams may hold it back until a block is full
+            "accept-encoding": ("Accept-Encoding", "identity" if accept == EVENTS else "gzip, deflate"),
             "content-type": ("Content-Type", "application/json"),
             "user-agent": ("User-Agent", "rxllm"),
-            **{name.lower(): (name, value) for name, value in self._headers.items()},
         }
-        lines = [f"POST {base.raw_path.rstrip('/')}{path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.values())]
-        head = "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"Content-Length: "
-        if len(self._heads) >= PATHS:
+        if not METHODS[method]:
+            del headers["content-type"]
+        target = f"{base.raw_path.rstrip('/')}{path}"
+        if proxy is not None and not self._route.tunnels:
+            target = f"http://{base.host_port_subcomponent}{target}"
+            if proxy.authorization is not None:
+                headers["proxy-authorization"] = ("Proxy-Authorization", proxy.authorization)
+        for given in (self._headers, self._route.connection.headers):
+            headers.update({name.lower(): (name, value) for name, value in given.items()})
+        lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.values())]
+        head = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
+        head += b"Content-Length: " if METHODS[method] else b"\r\n"
+        if len(self._heads) >= HEADS:
             self._heads.clear()
-        self._heads[path] = head
+        self._heads[path, method, accept] = head
         return head
 
     async def aclose(self) -> None:
@@ -133,256 +191,6 @@ class HttpTransport:
         """Close all connections, each on its loop, and refuse further calls; from any thread."""
         self._closed = True
         self._pools.close_all()
-
-
-class _Protocol(ResponseHandler):
-    """A connection that knows what has become of it."""
-
-    used = False  # for a request
-    heard = False  # a byte has come since the last request was written, or since the connection was kept
-
-    def data_received(self, data: bytes) -> None:
-        self.heard = True
-        super().data_received(data)
-
-
-class _Connector(aiohttp.TCPConnector):
-    """A pool of connections without a limit: the gate is the only one."""
-
-    def __init__(self) -> None:
-        super().__init__(limit=0)  # pyright: ignore[reportUnknownMemberType]
-        self._factory: Any = functools.partial(_Protocol, loop=self._loop)
-
-
-class _Pool:
-    """The connections of one loop to one server."""
-
-    def __init__(self, base: URL) -> None:
-        loop = asyncio.get_running_loop()
-        self.connector = _Connector()
-        self.timer = TimerNoop()
-        self.clock = loop_clock(loop)
-        self.where = f"{base.host_subcomponent}:{base.port}"
-        self._limits = aiohttp.ClientTimeout(total=None)
-        self._template = ClientRequest(hdrs.METH_POST, base, loop=loop, timer=self.timer)  # what a connector asks of it
-
-    async def connect(self, seconds: float | None) -> Connection:
-        """Return a kept connection, or a new one within so many seconds."""
-        if self._limits.connect != seconds:
-            self._limits = aiohttp.ClientTimeout(total=None, connect=seconds)
-        return await self.connector.connect(self._template, traces=[], timeout=self._limits)
-
-    def start(self, seconds: float, exchange: _Exchange, phase: Phase) -> Alarm:
-        return alarms(self.clock, seconds).start(lambda: exchange.expire(phase))
-
-    async def close(self) -> None:
-        await self.connector.close()
-
-
-class _Exchange:
-    """One call: its connection, and the clock that runs."""
-
-    __slots__ = ("_body", "_expired", "_head", "_pool", "_task", "_timeouts", "_total")
-
-    def __init__(self, pool: _Pool, timeouts: Timeouts, head: bytes, body: bytes) -> None:
-        self._pool = pool
-        self._timeouts = timeouts
-        self._head = head
-        self._body = body
-        self._expired: Phase | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._total = None if timeouts.total is None else pool.start(timeouts.total, self, "total")
-
-    def expire(self, phase: Phase) -> None:
-        """Give up: a clock has run out."""
-        if self._expired is None and self._task is not None:
-            self._expired = phase
-            self._task.cancel()
-
-    def end(self) -> None:
-        """Stop the clock of the whole call."""
-        if self._total is not None:
-            self._total.cancel()
-
-    async def run(self, *, fresh: bool = False) -> Response:
-        """Send and read.
-
-        Raises:
-            _Gone: a kept connection was closed before the first byte: try again with a fresh one.
-            CallError: see `HttpTransport.post`.
-        """
-        self._task = task = cast("asyncio.Task[Any]", asyncio.current_task())
-        cancelling = task.cancelling()
-        connection: Connection | None = None
-        try:
-            connection = await self._connect(fresh=fresh)
-            response = await self._talk(connection)
-        except asyncio.CancelledError:
-            # our own cancel is taken back; the one of somebody else comes first
-            if self._expired is None or task.uncancel() > cancelling:
-                raise
-            problem: CallError = self._late(self._expired, sent=connection is not None)
-        except CallError as error:
-            problem = error
-        else:
-            cast("_Protocol", connection.protocol).heard = False
-            connection.release()
-            connection = None
-            return response
-        finally:
-            self._task = None
-            if connection is not None:
-                _drop(connection)
-        if self._pool.connector.closed:
-            problem = CancelledError("the client was closed during the call")
-        raise problem  # outside of the except blocks: what was caught there is no context of it
-
-    def _late(self, phase: Phase, *, sent: bool) -> TimeoutError:
-        seconds = getattr(self._timeouts, phase)
-        text = {
-            "connect": "no connection to {} within {:g} s; is base_url right, and is the server up?",
-            "first_byte": "no answer of {} within {:g} s",
-            "idle": "the answer of {} stopped for {:g} s",
-            "total": "no complete answer of {} within {:g} s",
-        }[phase]
-        error = TimeoutError(text.format(self._pool.where, seconds), phase=phase)
-        error.sent = sent
-        return error
-
-    async def _connect(self, *, fresh: bool) -> Connection:
-        """Return a connection; a kept one only if it is as good as new, and none of them if `fresh`."""
-        pool = self._pool
-        seconds = self._timeouts.connect
-        try:
-            while True:
-                connection = await pool.connect(seconds)
-                protocol = cast("_Protocol", connection.protocol)
-                if not protocol.used or not (fresh or protocol.heard):
-                    return connection
-                _drop(connection)  # it may be gone as the other one was, or something came that nobody asked for
-        except builtin_timeout:
-            problem: CallError = self._late("connect", sent=False)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            problem = _unreachable(pool.where, error)
-        raise problem
-
-    async def _talk(self, connection: Connection) -> Response:
-        pool = self._pool
-        protocol = cast("_Protocol", connection.protocol)
-        kept, protocol.used, protocol.heard = protocol.used, True, False
-        protocol.set_response_params(
-            timer=pool.timer,
-            skip_payload=False,
-            read_until_eof=True,
-            auto_decompress=True,
-            read_timeout=None,
-            read_bufsize=READ_BUFFER,
-            timeout_ceil_threshold=5,
-            max_line_size=LONGEST_LINE,
-            max_field_size=LONGEST_LINE,
-        )
-        transport = protocol.transport
-        if transport is None or transport.is_closing():
-            if kept:
-                raise _Gone
-            raise _broken(pool.where)
-        body = self._body
-        transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
-        seconds = self._timeouts.first_byte
-        alarm = None if seconds is None else pool.start(seconds, self, "first_byte")
-        status: int | None = None
-        try:
-            message, payload = await protocol.read()
-            while 100 <= message.code < 200 and message.code != 101:  # noqa: PLR2004  "early hints": the answer follows
-                message, payload = await protocol.read()
-            status = message.code
-            if alarm is not None:
-                alarm.cancel()
-                alarm = None
-            answer = payload.read_nowait() if payload.is_eof() else await self._read(status, payload)
-        except (aiohttp.http.HttpProcessingError, aiohttp.ClientPayloadError, CallError) as error:
-            problem: Exception = _unreadable(pool.where, status, error)
-        except Exception:  # aiohttp's, or whatever broke the connection
-            problem = _Gone() if kept and not protocol.heard else _broken(pool.where, heard=protocol.heard)
-        else:
-            if status != 101:  # noqa: PLR2004
-                return Response(status, message.headers, answer)
-            problem = DecodeError(f"{pool.where} wants another protocol than HTTP; check base_url", status)
-        finally:
-            if alarm is not None:
-                alarm.cancel()
-        raise problem
-
-    async def _read(self, status: int, payload: aiohttp.StreamReader) -> bytes:
-        """Read an answer that comes in pieces. Of an error that is cut short, what there is."""
-        parts: list[bytes] = []
-        size = 0
-        seconds = self._timeouts.idle
-        while not payload.at_eof():
-            alarm = None if seconds is None else self._pool.start(seconds, self, "idle")
-            try:
-                part = await payload.readany()
-            except aiohttp.ClientPayloadError:
-                if status < 400:  # noqa: PLR2004
-                    raise
-                break
-            finally:
-                if alarm is not None:
-                    alarm.cancel()
-            parts.append(part)
-            size += len(part)
-            if size > LARGEST_BODY:
-                msg = f"the answer is larger than {LARGEST_BODY >> 20} MB"
-                raise DecodeError(msg, status)
-        return b"".join(parts)
-
-
-class _Gone(Exception):  # noqa: N818  never seen outside
-    """A kept connection was closed before the first byte of the answer."""
-
-
-builtin_timeout = asyncio.TimeoutError
-
-
-def _drop(connection: Connection) -> None:
-    """Close a connection at once: a server that reads nothing must not hold it."""
-    if connection.protocol is not None:
-        connection.protocol.abort()
-    connection.close()
-
-
-def _broken(where: str, *, heard: bool = False) -> ConnectionError:
-    when = "in the middle of its answer" if heard else "without an answer"
-    return ConnectionError(f"{where} closed the connection {when}")
-
-
-def _unreadable(where: str, status: int | None, error: Exception) -> CallError:
-    """Return the error of an answer that is no good HTTP."""
-    if isinstance(error, CallError):
-        return error
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return DecodeError("the answer was cut short", status)
-    if "content-encoding" in str(getattr(error, "message", "")):
-        return DecodeError(f"the answer of {where} cannot be decompressed", status)
-    return DecodeError(f"the answer of {where} is no HTTP; check base_url", status)
-
-
-def _unreachable(where: str, error: Exception) -> ConnectionError:
-    """Return the error of a connection that did not come about; it says what to check."""
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        text = f"no such host: {where}; check base_url"
-    elif isinstance(error, aiohttp.ClientConnectorCertificateError):
-        text = f"the certificate of {where} is not accepted: {error.certificate_error}"
-    elif isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        text = f"no secure connection to {where}: is it http:// instead of https://?"
-    elif isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
-        text = f"cannot reach {where}: too many open files; raise the limit (ulimit -n), or lower concurrency"
-    else:
-        reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-        text = f"cannot reach {where}: {reason}; is the server running, and is base_url right?"
-    problem = ConnectionError(text)
-    problem.sent = False
-    return problem
 
 
 def _checked(base_url: object) -> URL:
@@ -413,14 +221,3 @@ def _is_host(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    for name, value in headers.items():
-        if not NAME.fullmatch(name) or name.lower() in OURS:
-            msg = f"headers: {name!r} cannot be set"
-            raise ConfigError(msg)
-        if not VALUE.fullmatch(value):
-            msg = f"headers: the value of {name!r} has a character that headers cannot have"
-            raise ConfigError(msg)
-    return dict(headers)

@@ -21,7 +21,10 @@ from rxllm import Outcome
 from rxllm import operators as own
 from rxllm.demand import DemandScheduler
 from rxllm.errors import ConfigError, ServerError
+from rxllm.operators.hedge import hedge
+from rxllm.operators.single_flight import Flights, single_flight
 from rxllm.policies.backoff import Backoff
+from rxllm.policies.hedging import Hedge
 from rxllm.stream import Stream
 from rxllm.testing import Cold, Event, Recorder, Script, Taker, VirtualScheduler, cold, marbles, record
 
@@ -76,6 +79,8 @@ CASES = [
     Case("overflow", lambda _: own.overflow("buffer")),
     Case("tee", lambda _: lambda source: own.tee(1)(source)[0], waits=True),
     Case("admit", lambda _: own.admit(rxllm.Gate("1_000_000/second", concurrency=9))),
+    Case("hedge", lambda _: hedge(Hedge())),
+    Case("single_flight", lambda _: single_flight("key", among=Flights())),
     Case("throttle", lambda _: own.throttle("1_000_000/second")),  # it waits too, with 64 items of its own
 ]
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -28,6 +28,7 @@ from rxllm.errors import (
     TimeoutError,
     ValidationError,
 )
+from rxllm.providers.base import Call
 from rxllm.testing import Recorder, Script, VirtualScheduler, record
 from rxllm.transports import MemoryTransport, Response
 
@@ -116,9 +117,13 @@ def test_the_signature_is_that_of_the_design():
         "ordered": False,
         "on_failure": "emit",
         "seed": None,
+        "stream": False,
+        "on_chunk": None,
+        "hedge": None,
+        "single_flight": False,
     }
     kinds = [parameter.kind for parameter in parameters.values()]
-    assert kinds[1:] == [inspect.Parameter.KEYWORD_ONLY] * 9
+    assert kinds[1:] == [inspect.Parameter.KEYWORD_ONLY] * 13
 
 
 @pytest.mark.parametrize(
@@ -725,8 +730,8 @@ def test_it_is_the_operators_that_its_documentation_names():
 def test_the_real_client_over_a_transport_without_a_network():
     asked: list[Any] = []
 
-    def handler(path: str, body: bytes) -> Response:
-        asked.append(json.loads(body))
+    def handler(call: Call) -> Response:
+        asked.append(json.loads(call.body))
         if len(asked) % 3 == 0:
             return Response(429, {"retry-after-ms": "5"}, b'{"error":{"message":"slow down"}}')
         return Response(200, {}, b'{"choices":[{"message":{"content":"hello"},"finish_reason":"stop"}]}')

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rxllm import Reply, Request, Usage, chat, errors
+from rxllm import Reply, Request, ToolCall, Usage, chat, errors
 from rxllm.errors import CallError, ConfigError, DecodeError, InvalidRequestError, UnsupportedError
 from rxllm.policies import OPENAI
 from rxllm.providers import OpenAIProvider
+from rxllm.providers.presets import PRESETS
 
-PROVIDER = OpenAIProvider("small")
+PROVIDER: OpenAIProvider[str] = OpenAIProvider("small")
 REQUEST = chat("hi")
 
 
@@ -125,6 +126,70 @@ def test_everything_but_the_text_may_be_missing():
     assert (reply.text, reply.usage, reply.id, reply.finish_reason) == ("Hello.", Usage(), None, None)
 
 
+def test_tool_calls_thoughts_and_further_answers_are_read():
+    calls = [
+        {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
+        {"id": "call_2", "type": "custom", "custom": {"name": "shell", "input": "ls"}},
+        {"id": 3, "function": {"name": "time", "arguments": {"zone": "UTC"}}},
+        {"function": None},
+        None,
+    ]
+    answer = changed(content=None, tool_calls=None, reasoning_content=None)
+    message = answer["choices"][0]["message"]
+    message |= {"tool_calls": calls, "reasoning_content": "Hm."}
+    answer["choices"].append({"index": 1, "message": {"content": "Another."}, "finish_reason": "stop"})
+    reply = decode(answer)
+    assert reply.tool_calls == (
+        ToolCall(id="call_1", name="weather", arguments='{"city": "Oslo"}'),
+        ToolCall(id="call_2", name="shell", arguments="ls"),
+        ToolCall(id="3", name="time", arguments='{"zone":"UTC"}'),
+        ToolCall(id="", name="", arguments=""),
+    )
+    assert (reply.text, reply.reasoning, reply.others) == ("", "Hm.", ("Another.",))
+    message |= {"tool_calls": "x", "function_call": {"name": "old", "arguments": "{}"}}
+    assert decode(answer).tool_calls == (ToolCall(id="", name="old", arguments="{}"),)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param({"content": "", "reasoning": "Hm."}, id="reasoning"),
+        pytest.param({"content": "", "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}]}, id="details"),
+        pytest.param({"content": "", "reasoning_details": [{"summary": "Hm."}, {"data": "x"}]}, id="summaries"),
+        pytest.param({"content": [{"type": "thinking", "thinking": [{"text": "Hm."}]}]}, id="parts"),
+        pytest.param({"content": [{"type": "text", "text": ""}], "reasoning": "Hm."}, id="parts-and-reasoning"),
+    ],
+)
+def test_thoughts_are_read_in_whichever_field_a_server_tells_them(message):
+    reply = decode({"choices": [{"message": message}]})
+    assert (reply.reasoning, reply.text) == ("Hm.", "")
+
+
+def test_a_message_goes_before_a_text_beside_it():
+    for name in ("chatcmpl-1", 7):
+        assert (
+            decode(changed(id=name) | {"choices": [{"text": "o.", "message": {"content": "Hello."}}]}).text == "Hello."
+        )
+
+
+def test_an_odd_further_answer_costs_nobody_the_first():
+    answer = whole()
+    answer["choices"] += [{"message": {"content": 5}}, None, {"message": {"content": [{"text": "c"}]}}]
+    assert (decode(answer).text, decode(answer).others) == ("Hello.", ("", "", "c"))
+
+
+def test_a_completion_is_decoded():
+    request = Request(body={"prompt": "hi"}, operation="completions")
+    body = (
+        b'{"id":"cmpl-1","choices":[{"text":"Hi.","finish_reason":"stop"},{"text":"Ho."}],"usage":{"prompt_tokens":1}}'
+    )
+    reply = PROVIDER.decode(request, 200, {}, body)
+    assert (reply.text, reply.others, reply.finish_reason, reply.id) == ("Hi.", ("Ho.",), "stop", "cmpl-1")
+    odd = PROVIDER.decode(request, 200, {}, body.replace(b'"cmpl-1"', b"7").replace(b'"stop"', b"3"))
+    assert (odd.text, odd.others, odd.finish_reason, odd.id) == ("Hi.", ("Ho.",), "3", "7")
+    assert odd.usage == reply.usage == Usage(input_tokens=1)
+
+
 # what cannot be understood
 
 
@@ -164,44 +229,51 @@ def test_a_page_instead_of_an_answer_says_what_to_check():
         decode(b"<html><title>Welcome</title></html>")
 
 
-def test_an_error_that_comes_as_if_all_were_well_is_the_error_of_its_code():
-    with pytest.raises(errors.RateLimitedError, match="slow down"):
-        decode({"error": {"message": "slow down", "code": 429}})
-    with pytest.raises(DecodeError, match="it is an error: broke off"):
-        decode({"error": {"message": "broke off", "code": "odd"}})
-    with pytest.raises(DecodeError, match="it is an error: broke off"):
-        decode({"error": "broke off", "choices": []})
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        pytest.param({"error": {"message": "slow down", "code": 429}}, errors.RateLimitedError, "slow down", id="code"),
+        pytest.param({"error": {"message": "broke off", "code": "odd"}}, errors.ServerError, "broke off", id="unknown"),
+        pytest.param({"error": "broke off", "choices": []}, errors.ServerError, "broke off", id="text"),
+        pytest.param(
+            {"object": "error", "message": "no such field", "type": "BadRequestError", "code": 400},
+            InvalidRequestError,
+            "no such field",
+            id="flat-as-vllm-has-it",
+        ),
+        pytest.param(
+            changed(finish_reason="error", error={"message": "upstream is busy", "code": 503}),
+            errors.ServerError,
+            "upstream is busy",
+            id="of-a-choice-as-openrouter-has-it",
+        ),
+    ],
+)
+def test_an_error_that_comes_as_if_all_were_well_is_the_error_of_its_code(answer, kind, words):
+    if answer.get("choices"):
+        answer["choices"][0]["error"] = answer.pop("error")
+    with pytest.raises(kind, match=words):
+        decode(answer)
 
 
-# errors by their code
+# errors
 
 
 @pytest.mark.parametrize(
-    ("status", "fault", "kind", "transient"),
+    ("status", "fault", "kind"),
     [
-        (429, {"code": "rate_limit_exceeded", "type": "rate_limit_error"}, errors.RateLimitedError, True),
-        (429, {"code": "slow_down"}, errors.RateLimitedError, True),
-        (429, {"code": "credit_balance_exhausted", "type": "insufficient_quota"}, errors.BillingError, False),
-        (429, {"code": "insufficient_quota", "type": "insufficient_quota"}, errors.BillingError, False),
-        (429, {"code": None, "type": "insufficient_quota"}, errors.BillingError, False),
-        (429, {"code": "project_spend_limit_exceeded"}, errors.BillingError, False),
-        (429, {"message": "Request too large for small on tokens per min (TPM)"}, InvalidRequestError, False),
-        (400, {"code": "context_length_exceeded"}, errors.ContextOverflowError, False),
-        (400, {"code": "insufficient_quota"}, InvalidRequestError, False),
-        (503, {"code": "server_is_overloaded"}, errors.OverloadedError, True),
-        (503, {"code": "slow_down"}, errors.OverloadedError, True),
-        (503, {"code": None}, errors.ServerError, True),
-        (500, {"code": "insufficient_quota"}, errors.ServerError, True),
-        (429, {"code": 429, "type": ["x"]}, errors.RateLimitedError, True),
+        (429, {"code": "rate_limit_exceeded", "type": "rate_limit_error"}, errors.RateLimitedError),
+        (429, {"code": "insufficient_quota", "type": "insufficient_quota"}, errors.BillingError),
+        (400, {"code": "context_length_exceeded"}, errors.ContextOverflowError),
+        (503, {"code": None}, errors.ServerError),
     ],
 )
-def test_the_code_of_an_error_can_say_more_than_its_status(status, fault, kind, transient):
+def test_an_answer_that_is_none_is_its_error(status, fault, kind):
     with pytest.raises(CallError) as caught:
         decode({"error": {"message": "said", **fault}}, status, **{"retry-after": "3"})
     assert type(caught.value) is kind
-    assert caught.value.transient is transient
     assert caught.value.retry_after == 3
-    assert fault.get("message", "said") in str(caught.value)
+    assert "said" in str(caught.value)
 
 
 # never anything but a CallError
@@ -309,15 +381,39 @@ def test_null_and_the_word_null_may_be_sent():
 
 
 def test_an_operation_of_others_and_streaming_are_unsupported():
-    with pytest.raises(UnsupportedError, match="operation must be one of chat, got 'embeddings'"):
-        PROVIDER.encode(Request(body={}, operation="embeddings"))
-    with pytest.raises(UnsupportedError, match="stream"):
+    with pytest.raises(UnsupportedError, match="operation must be one of chat, completions, .*, got 'images'"):
+        PROVIDER.encode(Request(body={}, operation="images"))
+    with pytest.raises(UnsupportedError, match="stream: leave it out of the body; call\\(stream=True\\)"):
         PROVIDER.encode(chat("hi", stream=True))
-    PROVIDER.encode(chat("hi", stream=False))
+    with pytest.raises(UnsupportedError, match="stream: leave it out of the body"):
+        PROVIDER.encode(chat("hi", stream=False), stream=True)
+    assert json.loads(PROVIDER.encode(chat("hi", stream=False)).body)["stream"] is False
+
+
+def test_a_streamed_answer_is_asked_for_with_its_usage_unless_the_request_or_the_preset_says_otherwise():
+    def sent(provider: OpenAIProvider[str] = PROVIDER, operation: str = "chat", **body: Any) -> dict[str, Any]:
+        call = provider.encode(Request(body=body, operation=operation), stream=True)
+        assert call.accept == "text/event-stream"
+        return json.loads(call.body)
+
+    asked = {"model": "small", "stream": True, "stream_options": {"include_usage": True}}
+    assert sent(messages=[]) == {**asked, "messages": []}
+    assert sent(operation="completions", prompt="x") == {**asked, "prompt": "x"}
+    assert sent(stream=True, messages=[]) == {**asked, "messages": []}
+    assert sent(stream_options={"x": 1})["stream_options"] == {"x": 1}
+    assert sent(OpenAIProvider("small", preset=PRESETS["mistral"])) == {"model": "small", "stream": True}
+    assert PROVIDER.encode(REQUEST).accept == "application/json"
+
+
+def test_each_operation_has_its_path():
+    paths = {name: PROVIDER.encode(Request(body={}, operation=name)).path for name in ("completions", "responses")}
+    assert paths == {"completions": "/completions", "responses": "/responses"}
 
 
 def test_a_prompt_is_a_request_and_nothing_else_is():
     assert PROVIDER.wrap("hi").body == {"messages": [{"role": "user", "content": "hi"}]}
+    completion = OpenAIProvider("small", operation="completions").wrap("hi")
+    assert (completion.operation, completion.body) == ("completions", {"prompt": "hi"})
     for item in (7, None, b"hi", {"messages": []}):
         with pytest.raises(InvalidRequestError, match=f"got {type(item).__name__}"):
             PROVIDER.wrap(item)
@@ -340,6 +436,8 @@ def test_a_model_is_a_text(model):
         ({"messages": [{"content": "x" * 40}], "max_tokens": 9, "max_completion_tokens": 7}, 10, 7),
         ({"messages": [{"content": "x" * 40}], "max_tokens": 9, "n": 3}, 10, 27),
         ({"messages": [{"content": [{"text": "x" * 40}, {"image_url": "y" * 99}]}]}, 10, 512),
+        ({"messages": [{"content": None, "tool_calls": []}, "x" * 40, 7]}, 11, 512),
+        ({"messages": [[[[[[[[["x" * 40]]]]]]]]]}, 1, 512),
         ({"messages": ()}, 1, 512),
         ({}, 1, 512),
     ],
@@ -351,6 +449,19 @@ def test_a_request_costs_a_token_for_four_characters_and_what_it_allows(body, in
         "input_tokens": inputs,
         "output_tokens": outputs,
     }
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs", "outputs"),
+    [
+        ({"prompt": "x" * 40, "max_tokens": 5}, 10, 5),
+        ({"prompt": ["x" * 40, "y" * 40], "max_tokens": 5, "n": 3}, 20, 30),
+        ({"prompt": [1, 2, 3], "max_tokens": 5}, 3, 5),
+    ],
+)
+def test_a_completion_costs_an_answer_for_each_of_its_prompts(body, inputs, outputs):
+    costs = OpenAIProvider("any").cost(Request(body=body, operation="completions"))
+    assert (costs["input_tokens"], costs["output_tokens"]) == (inputs, outputs)
 
 
 def test_costs_are_calibrated_by_what_replies_used():

@@ -1,174 +1,64 @@
-"""HttpTransport against servers on loopback that play a script."""
+"""HttpTransport against servers on loopback that play a script: answers in one piece, and what goes for both ways."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import gzip
 import socket
-import struct
-import traceback
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import pytest
+from _scripted import (
+    DIRECT,
+    KEY,
+    PATIENT,
+    Close,
+    Reset,
+    Scripted,
+    Stall,
+    answer,
+    check_clean,
+    run,
+    scripted,
+    sent,
+    streamed,
+    transport_to,
+    until,
+)
 
 import rxllm
 from rxllm import Outcome, Timeouts
 from rxllm.errors import CallError, CancelledError, ConfigError, ConnectionError, DecodeError, TimeoutError
+from rxllm.policies.connection import Connection
+from rxllm.providers.base import Call
 from rxllm.testing.simulated import SimulatedProvider, fingerprint
 from rxllm.transports import HttpTransport, Response
 from rxllm.transports import http as module
 
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-with contextlib.suppress(ImportError):
-    import uvloop
-
-    LOOPS["uvloop"] = uvloop.new_event_loop
-
-T = TypeVar("T")
-KEY = "sk-marker-0123456789"
-PATIENT = Timeouts(connect=20, first_byte=20, idle=20)
-current = ["asyncio"]
+pytestmark = pytest.mark.usefixtures("loops")
+SMALL = Connection(trust_env=False, body_bytes=1 << 20)
+ways = pytest.mark.parametrize("way", [sent, streamed], ids=["in-one-piece", "streamed"])
 
 
-@pytest.fixture(autouse=True, params=LOOPS)
-def loop_of_the_transport(request: pytest.FixtureRequest) -> None:
-    """Run every test on every kind of loop: they report broken connections in different ways."""
-    current[0] = request.param
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run on the current kind of loop; nothing may be reported to the loop, and no task left."""
-    reported: list[dict[str, Any]] = []
-
-    async def watched() -> T:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _loop, context: reported.append(context))
-        before = asyncio.all_tasks()
-        result = await main
-        gc.collect()  # what was not closed warns now
-        await until(lambda: asyncio.all_tasks() == before)  # servers take a turn to see that a client has gone
-        return result
-
-    with asyncio.Runner(loop_factory=LOOPS[current[0]]) as runner:
-        result = runner.run(watched())
-    gc.collect()
-    assert not reported
-    return result
-
-
-class Close:
-    """A step: close the connection."""
-
-
-class Reset:
-    """A step: reset the connection."""
-
-
-class Stall:
-    """A step: say nothing until the client has gone."""
-
-
-class Scripted:
-    """A server whose answers are scripted: for each request, in order of arrival, what to write and what to do."""
-
-    def __init__(self, script: Sequence[Sequence[Any]]) -> None:
-        self.script = script
-        self.requests: list[tuple[int, bytes, bytes]] = []  # connection, head, body
-        self.connections = 0
-        self.open = 0
-        self.url = ""
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        self.open += 1
-        self.connections += 1
-        try:
-            await self._serve(self.connections, reader, writer)
-        except (asyncio.IncompleteReadError, OSError, RuntimeError):
-            pass  # the client has gone; uvloop says so with a RuntimeError
-        finally:
-            self.open -= 1
-            self._writers.discard(writer)
-            writer.transport.abort()
-
-    async def _serve(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            self.requests.append((number, head, await reader.readexactly(length)))
-            for step in self.script[min(len(self.requests), len(self.script)) - 1]:
-                if step is Close:
-                    writer.close()
-                    await writer.wait_closed()
-                    return
-                if step is Reset:
-                    linger = struct.pack("ii", 1, 0)
-                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                    writer.transport.abort()
-                    return
-                if step is Stall:
-                    await reader.read()
-                    return
-                if isinstance(step, float):
-                    await asyncio.sleep(step)
-                elif isinstance(step, bytes):
-                    writer.write(step)
-                    await writer.drain()
-                else:
-                    await step()
-
-    def close(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-
-
-@contextlib.asynccontextmanager
-async def scripted(*script: Sequence[Any]) -> AsyncIterator[Scripted]:
-    server = Scripted(script)
-    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
-    try:
-        yield server
-    finally:
-        listener.close()
-        server.close()
-
-
-@contextlib.asynccontextmanager
-async def transport_to(url: str, **headers: str) -> AsyncIterator[HttpTransport]:
-    transport = HttpTransport(url, {"Authorization": f"Bearer {KEY}", **headers})
-    try:
-        yield transport
-    finally:
-        await transport.aclose()
-        transport.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def answer(body: bytes = b"{}", *, status: int = 200, extra: bytes = b"") -> bytes:
-    return b"HTTP/1.1 %d X\r\n%bContent-Length: %d\r\n\r\n%b" % (status, extra, len(body), body)
-
-
-def post(*script: Sequence[Any], times: int = 1, timeouts: Timeouts = PATIENT) -> tuple[list[Any], Scripted]:
+def post(
+    *script: Sequence[Any],
+    way: Callable[..., Coroutine[Any, Any, Response]],
+    times: int = 1,
+    timeouts: Timeouts = PATIENT,
+    connection: Connection = DIRECT,
+) -> tuple[list[Any], Scripted]:
     """Post to a scripted server so many times, one after the other; return answers or errors, and the server."""
 
     async def main() -> tuple[list[Any], Scripted]:
         ends: list[Any] = []
         async with scripted(*script) as server:
-            async with transport_to(server.url) as transport:
+            async with transport_to(server.url, connection) as transport:
                 for n in range(times):
                     try:
-                        ends.append(await transport.post("/x", b"%d" % n, timeouts))
+                        ends.append(await way(transport, Call("/x", b"%d" % n), timeouts))
                     except CallError as error:
                         check_clean(error)
                         ends.append(error)
@@ -178,15 +68,6 @@ def post(*script: Sequence[Any], times: int = 1, timeouts: Timeouts = PATIENT) -
     return run(main())
 
 
-def check_clean(error: BaseException) -> None:
-    """Nothing of aiohttp comes along with an error, and nothing of the key, even with local variables shown."""
-    assert error.__context__ is None
-    assert error.__cause__ is None
-    shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-    assert "aiohttp" not in str(error) + repr(error)
-    assert KEY not in shown
-
-
 # answers
 
 GZIPPED = gzip.compress(b"hello" * 1_000)
@@ -194,6 +75,7 @@ DEFLATED = zlib.compress(b"hello" * 1_000)
 LONG = bytes(range(256)) * 16_384  # 4 MB
 
 
+@ways
 @pytest.mark.parametrize(
     ("steps", "body"),
     [
@@ -221,21 +103,23 @@ LONG = bytes(range(256)) * 16_384  # 4 MB
         pytest.param([answer(b"ok", extra=b"X: \xff\xfe\r\n")], b"ok", id="binary-header"),
     ],
 )
-def test_a_complete_answer_arrives_as_it_was_sent_and_twice_in_a_row(steps, body):
-    ends, server = post(steps, times=2)
+def test_a_complete_answer_arrives_as_it_was_sent_and_twice_in_a_row(steps, body, way):
+    ends, server = post(steps, times=2, way=way)
     assert [end.body for end in ends] == [body, body]
     assert [sent for _, _, sent in server.requests] == [b"0", b"1"]
 
 
+@ways
 @pytest.mark.parametrize("status", [200, 201, 301, 400, 401, 404, 413, 429, 500, 503, 529, 599])
-def test_every_status_is_an_answer_with_its_headers(status):
-    (end,), _ = post([answer(b"x", status=status, extra=b"Retry-After: 7\r\n")])
+def test_every_status_is_an_answer_with_its_headers(status, way):
+    (end,), _ = post([answer(b"x", status=status, extra=b"Retry-After: 7\r\n")], way=way)
     assert isinstance(end, Response)
     assert (end.status, end.body, end.headers["retry-after"]) == (status, b"x", "7")
 
 
-def test_the_request_is_what_http_wants_and_its_body_what_was_given():
-    _, server = post([answer()])
+@ways
+def test_the_request_is_what_http_wants_and_its_body_what_was_given(way):
+    _, server = post([answer()], way=way)
     ((_, head, body),) = server.requests
     lines = head.decode().split("\r\n")
     assert lines[0] == "POST /v1/x HTTP/1.1"
@@ -246,11 +130,12 @@ def test_the_request_is_what_http_wants_and_its_body_what_was_given():
     assert body == b"0"
 
 
-def test_a_header_of_the_callers_goes_before_ours_whatever_its_case():
+@ways
+def test_a_header_of_the_callers_goes_before_ours_whatever_its_case(way):
     async def main() -> bytes:
         async with scripted([answer()]) as server:
             async with transport_to(server.url, **{"user-agent": "mine"}) as transport:
-                await transport.post("/x", b"", PATIENT)
+                await way(transport, Call("/x", b""), PATIENT)
             return server.requests[0][1]
 
     head = run(main()).lower()
@@ -263,6 +148,7 @@ def test_a_header_of_the_callers_goes_before_ours_whatever_its_case():
 HEAD = b"HTTP/1.1 200 X\r\nContent-Length: 20\r\n\r\n"
 
 
+@ways
 @pytest.mark.parametrize(
     ("steps", "kind", "text"),
     [
@@ -315,8 +201,8 @@ HEAD = b"HTTP/1.1 200 X\r\nContent-Length: 20\r\n\r\n"
         pytest.param([b"HTTP/1.1 101 X\r\n\r\n"], DecodeError, "another protocol", id="switching-protocols"),
     ],
 )
-def test_what_is_no_answer_is_an_error_that_says_so_and_ends_its_connection(steps, kind, text):
-    ends, server = post(steps, times=2)
+def test_what_is_no_answer_is_an_error_that_says_so_and_ends_its_connection(steps, kind, text, way):
+    ends, server = post(steps, times=2, way=way)
     for end in ends:
         assert type(end) is kind
         assert text in str(end)
@@ -326,28 +212,20 @@ def test_what_is_no_answer_is_an_error_that_says_so_and_ends_its_connection(step
     assert len(server.requests) == 2  # none was sent again behind the caller's back
 
 
-def test_an_error_that_is_cut_short_is_still_that_error():
-    ends, server = post([b"HTTP/1.1 401 X\r\nContent-Length: 99\r\n\r\nwrong k", 0.01, Close], times=2)
+@ways
+def test_an_error_that_is_cut_short_is_still_that_error(way):
+    ends, server = post([b"HTTP/1.1 401 X\r\nContent-Length: 99\r\n\r\nwrong k", 0.01, Close], times=2, way=way)
     assert [(end.status, end.body) for end in ends] == [(401, b"wrong k")] * 2
     assert server.connections == 2
 
 
-def test_an_answer_that_never_ends_is_cut_off(monkeypatch):
-    monkeypatch.setattr(module, "LARGEST_BODY", 1 << 20)
-
+@ways
+def test_an_answer_that_never_ends_is_cut_off(way):
     async def flood() -> None:
         await asyncio.sleep(0)
 
     pieces: list[Any] = [b"HTTP/1.1 200 X\r\n\r\n", *[b"x" * 65_536] * 200, flood]
-    (end,), _ = post(pieces)
-    assert type(end) is DecodeError
-    assert "larger than 1 MB" in str(end)
-
-
-def test_a_small_answer_that_unpacks_to_a_huge_one_is_cut_off(monkeypatch):
-    monkeypatch.setattr(module, "LARGEST_BODY", 1 << 20)
-    bomb = gzip.compress(bytes(64 << 20), 1)
-    (end,), _ = post([answer(bomb, extra=b"Content-Encoding: gzip\r\n")])
+    (end,), _ = post(pieces, way=way, connection=SMALL)
     assert type(end) is DecodeError
     assert "larger than 1 MB" in str(end)
 
@@ -355,20 +233,21 @@ def test_a_small_answer_that_unpacks_to_a_huge_one_is_cut_off(monkeypatch):
 # the phases
 
 
+@ways
 @pytest.mark.parametrize(
     ("steps", "timeouts", "phase"),
     [
-        pytest.param([Stall], Timeouts(first_byte=0.05), "first_byte", id="before-the-first-byte"),
-        pytest.param([b"HTTP/1.1 200 X\r\nA", Stall], Timeouts(first_byte=0.05), "first_byte", id="in-the-headers"),
-        pytest.param([b"HTTP/1.1 100 X\r\n\r\n", Stall], Timeouts(first_byte=0.05), "first_byte", id="after-continue"),
-        pytest.param([HEAD, Stall], Timeouts(idle=0.05), "idle", id="before-the-body"),
-        pytest.param([HEAD + b"half", Stall], Timeouts(idle=0.05), "idle", id="in-the-body"),
-        pytest.param([Stall], Timeouts(total=0.05), "total", id="total-before-the-first-byte"),
-        pytest.param([HEAD, *[b"x", 0.02] * 19, Stall], Timeouts(idle=20, total=0.1), "total", id="total-of-many"),
+        pytest.param([Stall], Timeouts(first_byte=0.02), "first_byte", id="before-the-first-byte"),
+        pytest.param([b"HTTP/1.1 200 X\r\nA", Stall], Timeouts(first_byte=0.02), "first_byte", id="in-the-headers"),
+        pytest.param([b"HTTP/1.1 100 X\r\n\r\n", Stall], Timeouts(first_byte=0.02), "first_byte", id="after-continue"),
+        pytest.param([HEAD, Stall], Timeouts(idle=0.02), "idle", id="before-the-body"),
+        pytest.param([HEAD + b"half", Stall], Timeouts(idle=0.02), "idle", id="in-the-body"),
+        pytest.param([Stall], Timeouts(total=0.02), "total", id="total-before-the-first-byte"),
+        pytest.param([HEAD, *[b"x", 0.005] * 19, Stall], Timeouts(idle=20, total=0.03), "total", id="total-of-many"),
     ],
 )
-def test_a_stall_is_a_timeout_that_names_its_phase(steps, timeouts, phase):
-    ends, server = post(steps, times=2, timeouts=timeouts)
+def test_a_stall_is_a_timeout_that_names_its_phase(steps, timeouts, phase, way):
+    ends, server = post(steps, times=2, timeouts=timeouts, way=way)
     for end in ends:
         assert type(end) is TimeoutError
         assert end.phase == phase
@@ -378,18 +257,20 @@ def test_a_stall_is_a_timeout_that_names_its_phase(steps, timeouts, phase):
     assert server.connections == 2  # a connection with half an answer in it is never used again
 
 
-def test_a_slow_answer_is_no_idle_one():
-    (end,), _ = post([HEAD, *[b"x", 0.02] * 20], timeouts=Timeouts(idle=5))
+@ways
+def test_a_slow_answer_is_no_idle_one(way):
+    (end,), _ = post([HEAD, *[b"x", 0.005] * 20], timeouts=Timeouts(idle=5), way=way)
     assert end.body == b"x" * 20
 
 
-def test_a_server_that_answers_no_tls_greeting_is_a_connect_timeout_and_nothing_was_sent():
+@ways
+def test_a_server_that_answers_no_tls_greeting_is_a_connect_timeout_and_nothing_was_sent(way):
     async def main() -> CallError:
         async with scripted([Stall]) as server:
             url = server.url.replace("http:", "https:")
             async with transport_to(url) as transport:
                 with pytest.raises(TimeoutError) as caught:
-                    await transport.post("/x", b"", Timeouts(connect=0.05))
+                    await way(transport, Call("/x", b""), Timeouts(connect=0.05))
             await until(lambda: server.open == 0)
             check_clean(caught.value)
             return caught.value
@@ -400,12 +281,13 @@ def test_a_server_that_answers_no_tls_greeting_is_a_connect_timeout_and_nothing_
     assert "check" in str(error) or "base_url" in str(error)
 
 
-def test_the_clock_of_the_whole_call_also_runs_while_it_connects():
+@ways
+def test_the_clock_of_the_whole_call_also_runs_while_it_connects(way):
     async def main() -> None:
         async with scripted([Stall]) as server:
             async with transport_to(server.url.replace("http:", "https:")) as transport:
                 with pytest.raises(TimeoutError) as caught:
-                    await transport.post("/x", b"", Timeouts(total=0.05))
+                    await way(transport, Call("/x", b""), Timeouts(total=0.05))
             assert caught.value.phase == "total"
             assert not caught.value.sent
 
@@ -425,8 +307,8 @@ def test_no_clock_is_left_when_a_call_has_ended():
         ):
             for _ in range(4):
                 with contextlib.suppress(CallError):
-                    await transport.post("/x", b"", limits)
-            calling = asyncio.create_task(transport.post("/x", b"", limits))
+                    await transport.send(Call("/x", b""), limits)
+            calling = asyncio.create_task(transport.send(Call("/x", b""), limits))
             await until(lambda: len(server.requests) == 5)
             calling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -436,12 +318,13 @@ def test_no_clock_is_left_when_a_call_has_ended():
     run(main())
 
 
-def test_a_timeout_of_ours_leaves_no_cancellation_on_the_task():
+@ways
+def test_a_timeout_of_ours_leaves_no_cancellation_on_the_task(way):
     async def main() -> None:
         async with scripted([Stall]) as server, transport_to(server.url) as transport:
             async with asyncio.timeout(20):
                 with pytest.raises(TimeoutError):
-                    await transport.post("/x", b"", Timeouts(first_byte=0.02))
+                    await way(transport, Call("/x", b""), Timeouts(first_byte=0.02))
                 task = asyncio.current_task()
                 assert task is not None
                 assert task.cancelling() == 0
@@ -450,10 +333,11 @@ def test_a_timeout_of_ours_leaves_no_cancellation_on_the_task():
     run(main())
 
 
-def test_a_cancellation_in_the_turn_of_a_timeout_is_not_lost():
+@ways
+def test_a_cancellation_in_the_turn_of_a_timeout_is_not_lost(way):
     async def main() -> None:
         async with scripted([Stall]) as server, transport_to(server.url) as transport:
-            calling = asyncio.create_task(transport.post("/x", b"", Timeouts(first_byte=20)))
+            calling = asyncio.create_task(way(transport, Call("/x", b""), Timeouts(first_byte=20)))
             await until(lambda: bool(server.requests))
             from rxllm.clock import loop_clock
 
@@ -470,6 +354,7 @@ def test_a_cancellation_in_the_turn_of_a_timeout_is_not_lost():
 # cancelling
 
 
+@ways
 @pytest.mark.parametrize(
     "steps",
     [
@@ -478,11 +363,11 @@ def test_a_cancellation_in_the_turn_of_a_timeout_is_not_lost():
         pytest.param([HEAD + b"half", Stall], id="in-the-body"),
     ],
 )
-def test_cancelling_closes_the_connection_at_once(steps):
+def test_cancelling_closes_the_connection_at_once(steps, way):
     async def main() -> None:
         async with scripted(steps) as server, transport_to(server.url) as transport:
             for n in range(1, 3):
-                calling = asyncio.create_task(transport.post("/x", b"", PATIENT))
+                calling = asyncio.create_task(way(transport, Call("/x", b""), PATIENT))
                 await until(lambda n=n: len(server.requests) == n)
                 await asyncio.sleep(0.01)
                 calling.cancel()
@@ -494,14 +379,15 @@ def test_cancelling_closes_the_connection_at_once(steps):
     run(main())
 
 
+@ways
 @pytest.mark.parametrize("turns", range(4))
-def test_cancelling_while_it_connects_leaves_nothing(turns):
+def test_cancelling_while_it_connects_leaves_nothing(turns, way):
     async def main() -> None:
         async with (
             scripted([Stall]) as server,
             transport_to(server.url.replace("http:", "https:")) as transport,
         ):
-            calling = asyncio.create_task(transport.post("/x", b"", PATIENT))
+            calling = asyncio.create_task(way(transport, Call("/x", b""), PATIENT))
             for _ in range(turns):
                 await asyncio.sleep(0)
             calling.cancel()
@@ -512,7 +398,8 @@ def test_cancelling_while_it_connects_leaves_nothing(turns):
     run(main())
 
 
-def test_a_server_that_reads_nothing_cannot_hold_a_cancelled_call():
+@ways
+def test_a_server_that_reads_nothing_cannot_hold_a_cancelled_call(way):
     async def main() -> None:
         gone = asyncio.Event()
 
@@ -524,7 +411,7 @@ def test_a_server_that_reads_nothing_cannot_hold_a_cancelled_call():
         listener = await asyncio.start_server(deaf, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
         async with transport_to(url) as transport:
-            calling = asyncio.create_task(transport.post("/x", bytes(32 << 20), PATIENT))
+            calling = asyncio.create_task(way(transport, Call("/x", bytes(32 << 20)), PATIENT))
             await asyncio.sleep(0)
             acquired = next(iter(transport._pools._made.values())).thing.connector._acquired
             await until(lambda: any(getattr(protocol, "writing_paused", False) for protocol in acquired))
@@ -539,12 +426,13 @@ def test_a_server_that_reads_nothing_cannot_hold_a_cancelled_call():
     run(main())
 
 
-def test_closing_during_a_call_ends_it_as_given_up_not_as_a_fault():
+@ways
+def test_closing_during_a_call_ends_it_as_given_up_not_as_a_fault(way):
     async def main() -> None:
         async with scripted([answer()], [Stall]) as server:
             transport = HttpTransport(server.url, {})
-            await transport.post("/x", b"", PATIENT)
-            calling = asyncio.create_task(transport.post("/x", b"", PATIENT))
+            await way(transport, Call("/x", b""), PATIENT)
+            calling = asyncio.create_task(way(transport, Call("/x", b""), PATIENT))
             await until(lambda: len(server.requests) == 2)
             transport.close()
             with pytest.raises(CancelledError, match="closed") as caught:
@@ -553,7 +441,7 @@ def test_closing_during_a_call_ends_it_as_given_up_not_as_a_fault():
             assert not caught.value.transient
             await until(lambda: server.open == 0)
             with pytest.raises(ConfigError, match="closed"):
-                await transport.post("/x", b"", PATIENT)
+                await way(transport, Call("/x", b""), PATIENT)
             assert len(server.requests) == 2
 
     run(main())
@@ -562,84 +450,92 @@ def test_closing_during_a_call_ends_it_as_given_up_not_as_a_fault():
 # connections that are kept
 
 
-def test_calls_one_after_the_other_share_a_connection():
-    _, server = post([answer()], times=5)
+@ways
+def test_calls_one_after_the_other_share_a_connection(way):
+    _, server = post([answer()], times=5, way=way)
     assert server.connections == 1
 
 
+@ways
 @pytest.mark.parametrize("end", [Close, Reset], ids=["closed", "reset"])
 @pytest.mark.parametrize("when", [0.0, 0.03], ids=["with-the-request", "while-idle"])
-def test_a_kept_connection_that_is_gone_costs_one_more_connection_and_nothing_else(end, when):
+def test_a_kept_connection_that_is_gone_costs_one_more_connection_and_nothing_else(end, when, way):
     # "while idle": the script of the first request goes on after its answer
     script = [[answer(b"a"), 0.01, end], [answer(b"b")]] if when else [[answer(b"a")], [end], [answer(b"b")]]
 
     async def main() -> None:
         async with scripted(*script) as server, transport_to(server.url) as transport:
-            assert (await transport.post("/x", b"", PATIENT)).body == b"a"
+            assert (await way(transport, Call("/x", b""), PATIENT)).body == b"a"
             await asyncio.sleep(when)
-            assert (await transport.post("/x", b"", PATIENT)).body == b"b"
+            assert (await way(transport, Call("/x", b""), PATIENT)).body == b"b"
             assert server.connections == 2
 
     run(main())
 
 
+@ways
 @pytest.mark.parametrize("end", [Close, Reset], ids=["closed", "reset"])
-def test_it_is_tried_at_once_only_once(end):
-    ends, server = post([answer()], [end], [end], [answer()], times=2)
+def test_it_is_tried_at_once_only_once(end, way):
+    ends, server = post([answer()], [end], [end], [answer()], times=2, way=way)
     assert type(ends[1]) is ConnectionError
     assert len(server.requests) == 3
 
 
-def test_the_second_try_takes_none_of_the_other_kept_connections():
+@ways
+def test_the_second_try_takes_none_of_the_other_kept_connections(way):
     async def main() -> None:
         started = asyncio.Event()
         both = [started.wait, answer()]
         async with scripted(both, both, [Close], [answer(b"fresh")]) as server, transport_to(server.url) as transport:
-            calls = [asyncio.create_task(transport.post("/x", b"", PATIENT)) for _ in range(2)]
+            calls = [asyncio.create_task(way(transport, Call("/x", b""), PATIENT)) for _ in range(2)]
             await until(lambda: len(server.requests) == 2)
             started.set()
             await asyncio.gather(*calls)
             assert server.connections == 2  # two are kept
-            assert (await transport.post("/x", b"", PATIENT)).body == b"fresh"
+            assert (await way(transport, Call("/x", b""), PATIENT)).body == b"fresh"
             assert server.requests[-1][0] == 3  # the number of its connection
             await until(lambda: server.open == 1)
 
     run(main())
 
 
+@ways
 @pytest.mark.parametrize("begun", [b"H", b"HTTP/1.1 200 X\r\nCont", b"HTTP/1.1 100 X\r\n\r\n"])
 @pytest.mark.parametrize("end", [Close, Reset], ids=["closed", "reset"])
-def test_what_broke_after_the_first_byte_is_not_sent_again(begun, end):
-    ends, server = post([answer()], [begun, 0.02, end], times=2)
+def test_what_broke_after_the_first_byte_is_not_sent_again(begun, end, way):
+    ends, server = post([answer()], [begun, 0.02, end], times=2, way=way)
     assert type(ends[1]) is ConnectionError
     assert len(server.requests) == 2
 
 
+@ways
 @pytest.mark.parametrize(
     "stray", [answer(b"408 too slow", status=408), b"HTTP/1.1 2", b"\r\n"], ids=["answer", "begin", "empty-line"]
 )
-def test_an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_request(stray):
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_request(stray, way):
     async def main() -> None:
         async with (
             scripted([answer(b"a"), 0.01, stray], [answer(b"b")]) as server,
             transport_to(server.url) as transport,
         ):
-            assert (await transport.post("/x", b"", PATIENT)).body == b"a"
+            assert (await way(transport, Call("/x", b""), PATIENT)).body == b"a"
             await asyncio.sleep(0.05)
-            assert (await transport.post("/x", b"", PATIENT)).body == b"b"
+            assert (await way(transport, Call("/x", b""), PATIENT)).body == b"b"
             assert server.connections == 2
 
     run(main())
 
 
+@ways
 @pytest.mark.parametrize("extra", [answer(b"stray"), b"garbage"], ids=["answer", "garbage"])
-def test_a_connection_with_more_than_its_answer_is_not_used_again(extra):
-    ends, server = post([answer(b"a") + extra], [answer(b"b")], times=2)
+def test_a_connection_with_more_than_its_answer_is_not_used_again(extra, way):
+    ends, server = post([answer(b"a") + extra], [answer(b"b")], times=2, way=way)
     assert isinstance(ends[1], Response)
     assert ends[1].body == b"b"
     assert server.connections == 2
 
 
+@ways
 @pytest.mark.parametrize(
     "first",
     [
@@ -647,8 +543,8 @@ def test_a_connection_with_more_than_its_answer_is_not_used_again(extra):
         pytest.param([b"HTTP/1.0 200 X\r\nContent-Length: 2\r\n\r\n{}"], id="http-1-0"),
     ],
 )
-def test_a_server_that_says_close_is_believed(first):
-    _, server = post(first, [answer()], times=2)
+def test_a_server_that_says_close_is_believed(first, way):
+    _, server = post(first, [answer()], times=2, way=way)
     assert server.connections == 2
 
 
@@ -697,7 +593,7 @@ def failure(url: str) -> CallError:
     async def main() -> CallError:
         async with transport_to(url) as transport:
             with pytest.raises(CallError) as caught:
-                await transport.post("/x", b"", Timeouts(connect=5))
+                await transport.send(Call("/x", b""), Timeouts(connect=5))
             check_clean(caught.value)
             return caught.value
 
@@ -727,14 +623,15 @@ def test_a_host_that_does_not_exist_says_so(monkeypatch):
     assert "no such host: no-such-host.invalid:80; check base_url" in str(error)
 
 
-def test_tls_to_a_plain_server_asks_whether_it_is_http():
+@ways
+def test_tls_to_a_plain_server_asks_whether_it_is_http(way):
     async def main() -> None:
         async with (
             SimulatedProvider() as provider,
             transport_to(provider.url.replace("http:", "https:")) as transport,
         ):
             with pytest.raises(ConnectionError, match="http:// instead of https://") as caught:
-                await transport.post("/x", b"", PATIENT)
+                await way(transport, Call("/x", b""), PATIENT)
             check_clean(caught.value)
             assert not caught.value.sent
 
@@ -783,7 +680,7 @@ def test_a_base_url_that_cannot_work_is_refused_at_once(url, text):
     "url", ["http://bücher.example/v1", "https://[::1]:8000", "http://localhost:1/a/b/", "http://x_y"]
 )
 def test_unusual_good_base_urls_are_taken(url):
-    HttpTransport(url, {})._head("/x").decode("ascii")
+    HttpTransport(url, {})._head("/x", "POST", "text/plain").decode("ascii")
 
 
 @pytest.mark.parametrize(
@@ -810,12 +707,13 @@ def test_a_header_that_would_break_the_request_is_refused(name, value):
     assert "Evil" not in str(caught.value) or name != "X"
 
 
+@ways
 @pytest.mark.parametrize("path", ["", "x", "/x HTTP/1.1\r\nEvil: 1\r\n\r\n", "/a b", "/\n", "/é"])
-def test_a_path_that_would_break_the_request_is_refused(path):
+def test_a_path_that_would_break_the_request_is_refused(path, way):
     async def main() -> None:
         async with scripted([answer()]) as server, transport_to(server.url) as transport:
             with pytest.raises(ConfigError, match="path"):
-                await transport.post(path, b"", PATIENT)
+                await way(transport, Call(path, b""), PATIENT)
             assert not server.requests
 
     run(main())
@@ -824,5 +722,5 @@ def test_a_path_that_would_break_the_request_is_refused(path):
 def test_heads_of_many_paths_are_not_kept_for_ever():
     transport = HttpTransport("http://host/v1", {})
     for n in range(3_000):
-        transport._head(f"/{n}")
-    assert len(transport._heads) <= module.PATHS
+        transport._head(f"/{n}", "POST", "text/plain")
+    assert len(transport._heads) <= module.HEADS
