@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rxllm import operators
+from rxllm.providers.faults import table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,3 +61,8 @@ def test_every_operator_is_in_the_table_of_the_readme():
     table = "\n".join(line for line in README.splitlines() if line.startswith("|"))
     missing = [name for name in operators.__all__ if not re.search(rf"\b{name}\b", table)]
     assert missing == []
+
+
+def test_the_error_table_is_that_of_the_code():
+    lines = README.splitlines()
+    assert [row for row in table() if f"| {' | '.join(row)} |" not in lines] == []
