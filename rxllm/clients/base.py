@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from rxllm.policies.headers import Limits
     from rxllm.policies.tokens import TokenErrors
-    from rxllm.providers.base import Call, Event, Provider
+    from rxllm.providers.base import Event, Provider
     from rxllm.transports.base import Answer, Transport
 
 __all__ = ["Client", "Closing", "Remote"]
@@ -169,8 +169,13 @@ class Remote(Closing, Generic[T]):
         return Streaming(self._open, request, timeouts)
 
     async def _exchange(self, request: Request, timeouts: Timeouts) -> Reply[T]:
-        self._check_open()
-        call = self._encoded(request, stream=False)
+        if self._closed:
+            self._check_open()
+        try:
+            call = self._provider.encode(request)
+        except CallError as error:
+            error.sent = False
+            raise
         try:
             status, headers, answer = await self._transport.send(call, timeouts)
         except CallError as error:
@@ -206,7 +211,11 @@ class Remote(Closing, Generic[T]):
 
     async def _open(self, request: Request, timeouts: Timeouts) -> Reading[T] | InOnePiece[T]:
         self._check_open()
-        call = self._encoded(request, stream=True)
+        try:
+            call = self._provider.encode(request, stream=True)
+        except CallError as error:
+            error.sent = False
+            raise
         try:
             answer = await self._transport.open(call, timeouts)
             status, headers = answer.status, answer.headers
@@ -231,7 +240,7 @@ class Remote(Closing, Generic[T]):
             if event is not None:
                 again = provider.assembler(request, status, headers)
                 error = self._censor.error(
-                    error, event.data, headers, lambda data: again.feed(event._replace(data=data))
+                    error, event.data, headers, lambda data: again.feed(msgspec.structs.replace(event, data=data))
                 )
             return self._judged(request, error, limits)
 
@@ -254,17 +263,9 @@ class Remote(Closing, Generic[T]):
             if limits is not NOTHING_SAID:
                 msgspec.structs.force_setattr(reply, "limits", limits)  # nobody else has it yet
             return reply
-        problem = self._censor.error(
-            problem, body, headers, lambda scrubbed: self._provider.decode(request, status, headers, scrubbed)
-        )
+        again = partial(self._provider.decode, request, status, headers)
+        problem = self._censor.error(problem, body, headers, again)
         raise self._judged(request, problem, limits)  # outside of the except block: the first error is no context
-
-    def _encoded(self, request: Request, *, stream: bool) -> Call:
-        try:
-            return self._provider.encode(request, stream=stream)
-        except CallError as error:
-            error.sent = False
-            raise
 
     def _judged(self, request: Request, error: CallError, limits: Limits) -> CallError:
         self._judge(request, error)

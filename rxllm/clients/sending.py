@@ -74,7 +74,7 @@ class Sending(Stream[Reply[T]]):
         self.timeouts = timeouts
 
     def _start(self, observer: Observer[Reply[T]], carrier: DemandScheduler) -> Disposable:
-        return _begun(_OneReply(self, observer, carrier), observer, carrier)
+        return _OneReply(self, observer, carrier).begin(observer)
 
 
 class Streaming(Stream[Chunk | Restarted]):
@@ -92,16 +92,7 @@ class Streaming(Stream[Chunk | Restarted]):
         self.progress = Progress()
 
     def _start(self, observer: Observer[Chunk | Restarted], carrier: DemandScheduler) -> Disposable:
-        return _begun(_Pieces(self, observer, carrier), observer, carrier)
-
-
-def _begun(trying: _Try, observer: Observer[Any], carrier: DemandScheduler) -> Disposable:
-    clock = carrier.clock
-    if not isinstance(clock, LoopClock):
-        observer.on_error(ConfigError(f"this client needs an asyncio loop, and the pipeline runs on {clock!r}"))
-        return NOTHING
-    trying.begin(clock.loop)
-    return trying
+        return _Pieces(self, observer, carrier).begin(observer)
 
 
 class _Try:
@@ -114,12 +105,17 @@ class _Try:
         self._disposed = False
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+    def begin(self, observer: Observer[Any]) -> Disposable:
         """Start the task; whoever ends the run waits for it."""
-        self._task = task = loop.create_task(self._run())
+        clock = self._carrier.clock
+        if not isinstance(clock, LoopClock):
+            observer.on_error(ConfigError(f"this client needs an asyncio loop, and the pipeline runs on {clock!r}"))
+            return NOTHING
+        self._task = task = clock.loop.create_task(self._run())
         self._carrier.flow.track(task)
+        return self
 
-    async def _work(self) -> Any:
+    def _work(self) -> Coroutine[Any, Any, Any]:
         raise NotImplementedError
 
     def _end(self, result: Any, failure: Exception | None) -> None:
@@ -176,9 +172,9 @@ class _OneReply(_Try, Generic[T]):
         self._sending = sending
         self._observer = observer
 
-    async def _work(self) -> Reply[T]:
+    def _work(self) -> Coroutine[Any, Any, Reply[T]]:
         sending = self._sending
-        return await sending.exchange(sending.request, sending.timeouts)
+        return sending.exchange(sending.request, sending.timeouts)
 
     def _end(self, result: Reply[T], failure: Exception | None) -> None:
         if failure is not None:

@@ -211,10 +211,12 @@ class _Admission:
         if lease is None:
             return None
         operator = self._operator
-        usage: Usage | None = getattr(error, "usage", None) if reply is None else reply.usage
-        lease.settle(ending, operator.gate.used(usage) if isinstance(usage, Usage) else None, error)
+        told: Reply[Any] | Exception | None = error if reply is None else reply
+        found: object = getattr(told, "usage", None)
+        usage = found if isinstance(found, Usage) else None
+        lease.settle(ending, None if usage is None else operator.gate.used(usage), error)
         now = operator.ended = self._carrier.clock.seconds()
-        limits: object = getattr(error if reply is None else reply, "limits", None)
+        limits: object = getattr(told, "limits", None)
         if isinstance(limits, Limits):
             operator.gate.observe(limits, lease.at)
         if operator.note is None:
@@ -224,9 +226,9 @@ class _Admission:
             started=lease.at,
             seconds=now - lease.at,
             waited=lease.waited,
-            status=getattr(error if reply is None else reply, "status", None),
+            status=getattr(told, "status", None),
             error=None if error is None else forget_traceback(error),  # its frames hold the answer and the connection
-            usage=usage if isinstance(usage, Usage) else None,
+            usage=usage,
         )
         if operator.announced and getattr(self._observer, "hedged", False):
             attempt = msgspec.structs.replace(attempt, hedged=True)

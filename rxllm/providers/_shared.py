@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -134,7 +134,7 @@ def size_of_messages(messages: object) -> int:
 # Costs
 
 
-class Size(NamedTuple):
+class Size(msgspec.Struct, frozen=True, gc=False):
     """What is known of a request before it is sent."""
 
     model: str
@@ -178,8 +178,9 @@ class Priced:
             ConfigError: `count_tokens` raised something, or returned what is no number of tokens.
         """
         self._asked = True
-        model, prompt, most, answers = self._measured(request)
-        inputs, outputs = self.tokens.estimate(model, request.operation, prompt, most)
+        size = self.measure(request) if self.count_tokens is None else self._measured(request)
+        most, answers = size.most, size.answers
+        inputs, outputs = self.tokens.estimate(size.model, request.operation, size.prompt, most)
         most = None if most is None else most * answers
         return self.accounting.costs(max(1.0, inputs), max(1.0, outputs * answers), max_tokens=most)
 
@@ -191,21 +192,21 @@ class Priced:
         if self._replies > FIRST and self._replies % SOME:
             return
         try:
-            model, prompt, most, answers = self._measured(request)
+            size = self._measured(request)
         except ConfigError:  # of the user's function: the answer is there and paid for, and the next cost says it
             return
         self.tokens.learn(
-            model,
+            size.model,
             request.operation,
-            prompt,
-            most,
+            size.prompt,
+            size.most,
             input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens / answers,
+            output_tokens=usage.output_tokens / size.answers,
         )
 
     def _measured(self, request: Request) -> Size:
         size = self.measure(request)
-        return size if self.count_tokens is None else size._replace(prompt=counted(self.count_tokens, request))
+        return size if self.count_tokens is None else msgspec.structs.replace(size, prompt=counted(self.count_tokens, request))
 
 
 class _OutputEstimator(TokenEstimator):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +17,7 @@ __all__ = ["Assembler", "Call", "Event", "Provider"]
 T = TypeVar("T")
 
 
-class Call(NamedTuple):
+class Call(msgspec.Struct, frozen=True, gc=False):
     """What goes on the wire for one request."""
 
     path: str  # below the base URL, from its slash on
@@ -24,7 +26,7 @@ class Call(NamedTuple):
     accept: str = "application/json"
 
 
-class Event(NamedTuple):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One server-sent event."""
 
     data: bytes  # its lines, joined by "\n"

@@ -53,6 +53,7 @@ ROUTES: dict[str, _Route] = {
     "embeddings": _Route("/embeddings", ("input",), streams=False),
     "models": _Route("/models", (), streams=False, deployed=False),
 }
+CHAT = ROUTES["chat"]
 STREAMED = "text/event-stream"
 NOTHING: dict[str, Any] = {}
 
@@ -176,9 +177,14 @@ class OpenAIProvider(Priced, Generic[T]):
     def measure(self, request: Request) -> Size:
         """Return the size of a request, its prompt in bytes."""
         body = fields_of(request.body)
-        route = ROUTES.get(request.operation) or ROUTES["chat"]
-        size = sum([size_of(body.get(name)) for name in route.prompt])
-        most = next((most for name in route.most if (most := count(body.get(name)))), None) if route.most else 0
+        route = ROUTES.get(request.operation) or CHAT
+        size = 0
+        for name in route.prompt:
+            size += size_of(body.get(name))
+        most = None if route.most else 0
+        for name in route.most:
+            if name in body and (most := count(body[name]) or None):
+                break
         return Size(str(body.get("model", self.model)), size, most, _answers(request))
 
     def wrap(self, item: object) -> Request:

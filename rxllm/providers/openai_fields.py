@@ -112,7 +112,12 @@ def size_of(prompt: object, depth: int = 6) -> int:
     if isinstance(prompt, str):
         return len(prompt) if prompt.isascii() else len(prompt.encode(errors="replace"))
     if isinstance(prompt, list | tuple):
-        return sum([size_of(part, depth - 1) for part in cast("list[Any]", prompt)]) if depth else 0
+        total = 0
+        for part in cast("list[Any]", prompt) if depth else ():
+            text: Any = part.get("content") if type(part) is dict else part  # most of them are messages of one text
+            plain = type(text) is str and text.isascii()
+            total += len(text) if plain else size_of(part, depth - 1)
+        return total
     if isinstance(prompt, dict):
         fields = cast("dict[str, Any]", prompt)
         found = next((fields[name] for name in ("content", "text", "output") if fields.get(name)), None)

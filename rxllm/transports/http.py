@@ -140,7 +140,7 @@ class HttpTransport:
         if self._closed:
             msg = f"{self!r} is closed"
             raise ConfigError(msg)
-        path, body, method, accept = call
+        path, body, method, accept = call.path, call.body, call.method, call.accept
         pool = self._pools.get(asyncio.get_running_loop())
         if body and not METHODS.get(method, True):
             msg = f"a {method} has no body, got one of {len(body)} bytes"

@@ -570,7 +570,7 @@ def test_being_overloaded_is_a_refusal_until_something_has_been_written():
     for events, refusal in ((streamed(message())[:1], True), (streamed(message())[:4], False)):
         taking, _ = fed(events)
         with pytest.raises(OverloadedError) as caught:
-            taking.feed(overloaded._replace(name="error"))
+            taking.feed(msgspec.structs.replace(overloaded, name="error"))
         assert (caught.value.refusal, caught.value.transient) == (refusal, True)
 
 
@@ -627,9 +627,9 @@ WRECKS = st.one_of(
     st.builds(Event, st.binary(max_size=40), st.sampled_from(["", "error", "message_start"])),
     st.builds(lambda value: Event(json.dumps(value).encode()), VALUES),
     PIECES,
-    st.builds(lambda item, at: item._replace(data=item.data[:at]), PIECES, st.integers(0, 200)),
+    st.builds(lambda item, at: msgspec.structs.replace(item, data=item.data[:at]), PIECES, st.integers(0, 200)),
     st.builds(
-        lambda item, key, value: item._replace(data=json.dumps({**json.loads(item.data), key: value}).encode()),
+        lambda item, key, value: msgspec.structs.replace(item, data=json.dumps({**json.loads(item.data), key: value}).encode()),
         PIECES,
         st.sampled_from(["type", "index", "delta", "message", "content_block", "usage", "error"]),
         VALUES | st.fixed_dictionaries({"type": NAMES | st.just("text_delta"), "text": VALUES, "usage": VALUES}),
