@@ -27,9 +27,9 @@ import rxllm
 from rxllm import errors
 from rxllm.operators import flat_map, retry, validate
 from rxllm.policies.backoff import Backoff
+from rxllm.providers.base import Call
 from rxllm.sinks import BUFFER
 from rxllm.testing import Script
-from rxllm.providers.base import Call
 from rxllm.transports import MemoryTransport, Response
 
 if TYPE_CHECKING:

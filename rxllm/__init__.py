@@ -6,8 +6,11 @@ from rxllm import errors, events, operators, policies
 from rxllm.clients import Anthropic, LLMEngine, OpenAI, Route, any_of, function
 from rxllm.gate import Gate
 from rxllm.messages import Attempt, Chunk, Outcome, Reply, Request, Restarted, Secret, ToolCall, Usage, chat
+from rxllm.operators.budget import budget
+from rxllm.operators.cache import cache
 from rxllm.operators.call import call
-from rxllm.policies import Backoff, Connection, Hedge, Quota, Timeouts, Validate
+from rxllm.operators.journal import journal
+from rxllm.policies import Backoff, Connection, Hedge, Price, Prices, Quota, Timeouts, Validate
 from rxllm.sinks import acollect, aiterate, collect, iterate
 from rxllm.sources import Feed, from_async_iterable, from_iterable, from_jsonl
 
@@ -23,6 +26,8 @@ __all__ = [
     "LLMEngine",
     "OpenAI",
     "Outcome",
+    "Price",
+    "Prices",
     "Quota",
     "Reply",
     "Request",
@@ -36,6 +41,8 @@ __all__ = [
     "acollect",
     "aiterate",
     "any_of",
+    "budget",
+    "cache",
     "call",
     "chat",
     "collect",
@@ -46,6 +53,7 @@ __all__ = [
     "from_jsonl",
     "function",
     "iterate",
+    "journal",
     "operators",
     "policies",
 ]

@@ -8,7 +8,7 @@
         RateLimitedError          429: too much for now                 yes        yes
         OverloadedError           529, or 503 that says so: too busy    yes        yes
         QuotaExhaustedError       a quota of ours that is not waited for                    yes
-        StoreError                where a quota is shared is silent                         yes
+        StoreError                a shared quota is silent, a journal is full               yes
         BreakerError              nothing was answered for long                             yes
         ServerError               >= 500: the server's own fault        yes
         TimeoutError              no answer in time; see `phase`        yes (not at the deadline)
@@ -171,7 +171,7 @@ class BreakerError(CallError):
 
 
 class StoreError(CallError):
-    """The store of a shared quota does not answer."""
+    """The store of a shared quota does not answer, or a journal cannot be written."""
 
     halts = True
 

@@ -14,6 +14,7 @@ import rxllm
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY = {"benchmark", "case", "unit", "loop", "python"}
+GOALS_OF_STREAMS = {"against_loop": 1.5, "against_openai": 0.1, "first_text": 1.05}
 
 
 def run(name: str) -> dict[str, dict[str, Any]]:
@@ -149,3 +150,27 @@ def test_control_http_judges_the_controller_and_a_fixed_limit_by_the_log_of_each
         assert (case["goal"] is None) is (case["met"] is None) is name.endswith("fixed_64")
     assert cases["bucket_30/fixed_64"]["refused"] > 0.3
     assert cases["ceiling_64/fixed_64"]["refused"] == cases["knee_64/fixed_64"]["refused"] == 0.0
+
+
+def test_stream_measures_chunks_first_texts_and_vectors_against_the_loop_and_the_sdk() -> None:
+    cases = run("stream")
+    names = {"stream_against_loop", "stream_against_openai", "stream_first_text"}
+    names |= {name.replace("stream", "call", 1) for name in names}
+    names |= {"embeddings_base64_against_openai", "embeddings_float_against_openai"}
+    assert {f"asyncio_{name}" for name in names} < set(cases)
+    assert {f"uvloop_{name}" for name in names} < set(cases) or "missing" in cases["uvloop"]
+    for name, case in cases.items():
+        assert case.keys() >= {"goal", "met"}
+        assert "missing" in case or (case["loop"] == name.partition("_")[0] and case["ratio"][1] > 0)
+    goals = [cases[f"asyncio_{mine}_{other}"]["goal"] for mine in ("stream", "call") for other in GOALS_OF_STREAMS]
+    assert goals == [*GOALS_OF_STREAMS.values()] * 2
+
+
+def test_journal_measures_what_a_row_adds_what_it_takes_to_go_on_and_the_index() -> None:
+    cases = run("journal")
+    assert set(cases) == {"added", "resume", "resume_asked", "resume_replayed", "index"}
+    assert [cases[name]["goal"] for name in ("added", "resume", "index")] == [0.05, 3.0, 12.0]
+    assert all(case.keys() >= {"goal", "met"} for case in cases.values())
+    assert cases["added"]["share"][1] > 0
+    assert 900 < cases["resume"]["file_bytes"] / cases["resume"]["rows"] < 1_100
+    assert 12 <= cases["index"]["size"] < 30

@@ -155,7 +155,7 @@ class FunctionClient(Closing, Generic[T]):
         return found
 
     def restore(self, request: Request, status: int, body: bytes) -> Reply[T]:  # noqa: ARG002  as other clients' do
-        """Return the reply whose value was kept as JSON; what JSON has no word for is something else now: a tuple a list.
+        """Return the reply whose value was kept as JSON; what JSON has no word for is something else now.
 
         Raises:
             DecodeError: it is no JSON.

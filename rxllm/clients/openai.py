@@ -62,7 +62,7 @@ class OpenAI(Remote[T]):
         base_url: the API's address; None: that of the preset, else OpenAI's. A query in it is sent with each call.
         operation: of what plain items stand for: "chat", "completions", "responses", "embeddings" or "models".
         output: what the answers of chats and responses are to be: a type that msgspec knows, a pydantic model or a
-            JSON schema (see `Output`). What does not fit is asked for again; a reply that calls tools has the value None.
+            JSON schema (see `Output`). What does not fit is asked for again; one that calls tools has the value None.
         preset: how the server is reached and what it does otherwise: a name in `providers.PRESETS`, or a `Preset`.
         api_key: the key itself; such a client does not pickle.
         api_key_env: the environment variable with the key, when `api_key` is not given; None: that of the preset.

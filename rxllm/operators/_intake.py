@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rxllm.demand import UNDEMANDED, Demand, Outlet, undemanded
 from rxllm.errors import ConfigError
@@ -12,27 +12,12 @@ if TYPE_CHECKING:
     from reactivex import Observable
 
     from rxllm.demand import DemandScheduler, Disposable, Observer, Puller
-    from rxllm.messages import Outcome, Request
+    from rxllm.messages import Request
+    from rxllm.operators.journal import Asking
 
-__all__ = ["Asking", "Intake", "Wrapper"]
+__all__ = ["Intake", "Wrapper"]
 
 T = TypeVar("T")
-
-
-class Asking(Protocol[T]):
-    """An operator that knows whom it asks: what `call` returns, and what is wrapped around that."""
-
-    def __call__(self, source: Observable[Any], /) -> Observable[Outcome[T]]:
-        """Return the stream of the outcomes."""
-        ...
-
-    def request(self, item: Any, /) -> Request:
-        """Return the request that an item stands for."""
-        ...
-
-    def client(self, request: Request, /) -> Any:
-        """Return the client that `request` is sent with."""
-        ...
 
 
 class Wrapper(Generic[T]):
@@ -69,7 +54,7 @@ class Intake(Demand):
         self._asking = False  # for room of the operator inside
         self._upstream: Disposable | None = None
         self._inside: Outlet[Any] | None = None
-        self.inside = 0
+        self.inside: int = 0
         self.over = False  # nothing more comes from the source
         self.closed = False  # the operator inside takes nothing more
 
@@ -112,8 +97,12 @@ class Intake(Demand):
         """Take the end of the source."""
         self.close(error)
 
-    def cancelled(self) -> None:
-        """Learn that the operator inside takes nothing more."""
+    def cancelled(self, held: list[Any]) -> None:
+        """Learn that the operator inside takes nothing more, neither what it was given and had no room for."""
+
+    def fail(self, error: Exception) -> None:
+        """End the whole stream now."""
+        raise NotImplementedError
 
     # the demand on the source
 
@@ -157,8 +146,9 @@ class Intake(Demand):
             return
         self.arrived += 1
         self.take(item)
-        if self.inside > UNDEMANDED and not self.over:
-            self.stop(undemanded())
+        held = 0 if self._inside is None else len(self._inside.held)
+        if self.inside + held > UNDEMANDED and not self.over:
+            self.fail(undemanded())
 
     def on_error(self, error: Exception) -> None:
         if not self.over:
@@ -186,11 +176,6 @@ class Intake(Demand):
         if self._inside is not None:
             self._inside.end(error)
 
-    @property
-    def held(self) -> list[Any]:
-        """What was given, and the operator inside has no room for."""
-        return [] if self._inside is None else list(self._inside.held)
-
     # the ends
 
     def stop(self, error: Exception | None = None) -> None:
@@ -209,11 +194,12 @@ class Intake(Demand):
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.dispose()
-        if not self.closed:
-            self.closed = True
-            self.cancelled()
+        held = [] if self._inside is None else list(self._inside.held)
         if self._inside is not None:
             self._inside.dispose()
+        if not self.closed or held:
+            self.closed = True
+            self.cancelled(held)
 
     def _leave(self) -> None:
         self.flow.remove_stage(self.stop)

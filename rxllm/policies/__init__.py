@@ -30,9 +30,11 @@ from rxllm.policies.headers import Limits, Truth, read_limits
 from rxllm.policies.hedging import Hedge
 from rxllm.policies.meters import Meter, meter
 from rxllm.policies.pace import Pace, PaceTicket
+from rxllm.policies.prices import Price, Prices
 from rxllm.policies.quota import Quota, Strategy, parse_quotas
 from rxllm.policies.ramp import Ramp
 from rxllm.policies.sliding import SlidingLog, Ticket
+from rxllm.policies.spending import Spending, Spent
 from rxllm.policies.store import Store
 from rxllm.policies.timeouts import Timeouts
 from rxllm.policies.tokens import TokenErrors, TokenEstimator
@@ -64,11 +66,15 @@ __all__ = [
     "Pace",
     "PaceAndFollow",
     "PaceTicket",
+    "Price",
+    "Prices",
     "Quota",
     "Ramp",
     "RetryBudget",
     "Rule",
     "SlidingLog",
+    "Spending",
+    "Spent",
     "Store",
     "Strategy",
     "Ticket",

@@ -206,7 +206,9 @@ class Priced:
 
     def _measured(self, request: Request) -> Size:
         size = self.measure(request)
-        return size if self.count_tokens is None else msgspec.structs.replace(size, prompt=counted(self.count_tokens, request))
+        if self.count_tokens is None:
+            return size
+        return msgspec.structs.replace(size, prompt=counted(self.count_tokens, request))
 
 
 class _OutputEstimator(TokenEstimator):

@@ -114,9 +114,9 @@ def size_of(prompt: object, depth: int = 6) -> int:
     if isinstance(prompt, list | tuple):
         total = 0
         for part in cast("list[Any]", prompt) if depth else ():
-            text: Any = part.get("content") if type(part) is dict else part  # most of them are messages of one text
-            plain = type(text) is str and text.isascii()
-            total += len(text) if plain else size_of(part, depth - 1)
+            text: Any = cast("dict[str, Any]", part).get("content") if type(part) is dict else part
+            plain = type(text) is str and text.isascii()  # most parts are messages of one such text
+            total += len(text) if plain else size_of(cast("Any", part), depth - 1)
         return total
     if isinstance(prompt, dict):
         fields = cast("dict[str, Any]", prompt)

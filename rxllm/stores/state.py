@@ -14,7 +14,6 @@ import contextlib
 import errno
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,11 +25,7 @@ from rxllm.events import StoreChanged
 from rxllm.policies.fixed import EDGE
 from rxllm.policies.meters import meter
 from rxllm.policies.sliding import Entry
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from rxllm.stores.lock import BINARY, lock_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +43,6 @@ RETRY = 1.0  # seconds between two tries to write to a disk that is full
 SLACK = 65_536  # bytes by which the file may grow, besides
 GROWTH = 8  # times the size of what was live
 BOOT = Path("/proc/sys/kernel/random/boot_id")
-FLAGS = getattr(os, "O_BINARY", 0)  # Windows makes two bytes of a line's end
 
 _log = logging.getLogger("rxllm.stores.state")
 
@@ -432,13 +426,12 @@ class _File:
         try:
             if path.is_dir():
                 raise ConfigError(f"state {str(path)!r} must be a file, and is a directory")
-            self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | FLAGS, 0o666)
-            free = _locked(self._lock)
+            lock = lock_beside(path)
         except OSError as error:
             raise _unusable(path, error) from error
-        if not free:
-            self.close()
+        if lock is None:
             raise _in_use(path)
+        self._lock = lock
 
     def __del__(self) -> None:
         self.close()
@@ -485,7 +478,7 @@ class _File:
             raise
         finally:
             if self.size and self._end < 0:
-                self._end = os.open(self.path, os.O_WRONLY | os.O_APPEND | FLAGS)
+                self._end = os.open(self.path, os.O_WRONLY | os.O_APPEND | BINARY)
 
     def close(self) -> None:
         """Leave it to others."""
@@ -515,22 +508,3 @@ def _in_use(path: Path) -> ConfigError:
         f"state {str(path)!r} is in use by another quota, gate or process: it is for one; "
         "to share a quota give it a store instead"
     )
-
-
-if sys.platform == "win32":
-
-    def _locked(lock: int) -> bool:
-        try:
-            msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-
-    def _locked(lock: int) -> bool:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -21,6 +21,7 @@ from rxllm import Outcome
 from rxllm import operators as own
 from rxllm.demand import DemandScheduler
 from rxllm.errors import ConfigError, ServerError
+from rxllm.operators.budget import budget
 from rxllm.operators.hedge import hedge
 from rxllm.operators.single_flight import Flights, single_flight
 from rxllm.policies.backoff import Backoff
@@ -81,6 +82,14 @@ CASES = [
     Case("admit", lambda _: own.admit(rxllm.Gate("1_000_000/second", concurrency=9))),
     Case("hedge", lambda _: hedge(Hedge())),
     Case("single_flight", lambda _: single_flight("key", among=Flights())),
+    Case(
+        "budget",
+        lambda f: budget(own.flat_map(f, window=4), requests=10**9),  # type: ignore[arg-type]
+        UPPER,
+        maps=True,
+        fails_items=True,
+        waits=True,
+    ),
     Case("throttle", lambda _: own.throttle("1_000_000/second")),  # it waits too, with 64 items of its own
 ]
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -198,8 +207,10 @@ def kinds(recorder: Recorder) -> list[str]:
 
 
 ELSEWHERE = {
+    "cache",
     "call",
     "feedback",
+    "journal",
     "to_outcome",
 }  # they emit outcomes of replies only, or settings: see tests/operators, which hold them to this too
 

@@ -46,7 +46,6 @@ def test_both_are_frozen_and_pickle():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"check": None},
         {"check": "len"},
         {"check": bool, "attempts": 0},
         {"check": bool, "attempts": 1.5},

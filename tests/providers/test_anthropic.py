@@ -629,7 +629,9 @@ WRECKS = st.one_of(
     PIECES,
     st.builds(lambda item, at: msgspec.structs.replace(item, data=item.data[:at]), PIECES, st.integers(0, 200)),
     st.builds(
-        lambda item, key, value: msgspec.structs.replace(item, data=json.dumps({**json.loads(item.data), key: value}).encode()),
+        lambda item, key, value: msgspec.structs.replace(
+            item, data=json.dumps({**json.loads(item.data), key: value}).encode()
+        ),
         PIECES,
         st.sampled_from(["type", "index", "delta", "message", "content_block", "usage", "error"]),
         VALUES | st.fixed_dictionaries({"type": NAMES | st.just("text_delta"), "text": VALUES, "usage": VALUES}),
