@@ -13,14 +13,17 @@ STEP = 1.0  # seconds of a step of a climb
 WIDE = 8  # in flight: with fewer the first refusal says nothing about a ceiling
 TRIAL = 5.0  # seconds, and starts: if a lower limit ends the refusals for so long, they were about the number in flight
 TRIAL_STARTS = 20
-LEAST, MOST = 3, 24  # refusals in a row that must look like a ceiling before one is tried; it doubles with each error
-NEAR = 0.05  # of the number in flight: requests on the path count here and not there
+LEAST, MOST = 3, 24  # refusals in a row that must look like a ceiling before one is tried; it doubles with each trial
+APART = 1 / 3  # of the mean time on the wire, at least, between two of those: else it is the same requests again
 GIVE = 0.03  # of the number in flight is given up at a refusal nobody asked for, and twice as much at each further one
 BELOW = 0.85  # of the limit on trial: a refusal with fewer in flight was about something else
 LOWER = 4  # times that a limit on trial may be lowered
 CERTAIN = 8  # so many, and no more are remembered
 SURE = 2  # more refusals that were expected than not: if it opens, a new ceiling is looked for
-DOUBTS = 6  # refusals below a known limit: a drop to a third shows in up to six
+DOUBTS = 7  # refusals nobody asked for: so many in all, of which a row counts as `AGAIN` at most,
+AGAIN = 2  # as more in a row are a drop of the ceiling,
+DROP = 8  # and a drop to a tenth is done with in so many
+TRUST = 0.75  # doubts that an expected refusal takes back: of clients that share a ceiling every other one is expected
 OPEN = 0.5  # a climb so far beyond shows that there is no ceiling any more
 
 
@@ -28,8 +31,9 @@ class Ceiling:
     """A limit on the number in flight that is learned from refusals, if those are about that number.
 
     Of a ceiling no start is accepted with more in flight than of those refused, at whatever rate: each refusal is a
-    record. Of a rate, refusals come at any number. So a limit just below is tried, and refusals below it refute it.
-    Once it is known, the limit itself costs no refusals; one in a while is spent on whether one more would be accepted.
+    record. Of a rate, refusals come at any number, though that wanders no faster than answers end. So a limit just
+    below is tried, and refusals below it refute it. Once it is known, the limit itself costs no refusals; one in a
+    while is spent on whether one more would be accepted.
     """
 
     __slots__ = (
@@ -40,6 +44,7 @@ class Ceiling:
         "_cost",
         "_cut",
         "_doubt",
+        "_looked",
         "_need",
         "_recent",
         "_records",
@@ -57,13 +62,14 @@ class Ceiling:
         self._climb = Climb()
         self._cut = -math.inf  # when a setting was last lowered
         self._asked = -math.inf  # the cut after which a refusal was looked at
+        self._looked = -math.inf  # when the attempt of that refusal was
         self._seen = 0  # in flight at the refusal before
         self._records = 0  # refusals in a row that look like a ceiling
         self._need = LEAST
         self._cost = 0  # refusals since the last climb began
         self._confirmed = SURE  # refusals that were expected, less those that were not; the first guess is free
         self._streak = 0  # refusals in a row that nobody asked for
-        self._doubt = 0.0  # refusals that nobody asked for, less half of those that were expected
+        self._doubt = 0.0  # refusals that nobody asked for, less `TRUST` for each that was expected
 
     def cut(self, now: float) -> None:
         """Learn that the setting was lowered."""
@@ -86,21 +92,24 @@ class Ceiling:
         if self.trial is not None:
             self._doubt += 1.0
             if in_flight < BELOW * self.limit or self._doubt >= LOWER:
-                return self._refuted()
+                self._forget()
+                return False
             self.limit = self._base = max(1, in_flight - 1)
             return True
-        if self.limit > self._base:
-            self._base = max(self._base, in_flight - 1)
-            self._doubt = max(0.0, self._doubt - 0.5)
+        if in_flight > self._base:  # a climb has asked for it
+            self._base = in_flight - 1
+            self._doubt = max(0.0, self._doubt - TRUST)
             self._confirmed = min(CERTAIN, self._confirmed + 1)
             self._streak = 0
         else:
-            self._doubt += 1.0
             self._streak += 1
+            self._doubt += self._streak <= AGAIN
             self._confirmed = max(0, self._confirmed - 1)
             self._cost = 0
-            if self._doubt > DOUBTS:
-                return self._refuted()
+            if self._doubt > DOUBTS or self._streak > DROP:
+                self._need = min(MOST, 2 * self._need)
+                self._forget()
+                return False
             share = min(0.4, GIVE * 2 ** (self._streak - 1))
             self._base = max(1, in_flight - max(1, round(share * in_flight)))
         self.limit = self._base
@@ -134,6 +143,9 @@ class Ceiling:
             if self._asked == self._cut or not peak:
                 return False
             self._asked = self._cut
+            if started < self._looked + APART * in_flight / self._speed(now):
+                return False  # it is another look at the same requests
+            self._looked = started
             spread = math.sqrt(in_flight)  # of the number in flight, if the rate is what binds
             same = abs(in_flight - self._seen) <= (0.5 * spread if in_flight >= WIDE else 0)
             self._seen = in_flight
@@ -141,16 +153,12 @@ class Ceiling:
             self._records = (self._records + 1 if same else 1) if record else 0
             if self._records < self._need:
                 return False
+            self._need = min(MOST, 2 * self._need)  # until a trial is passed
         self.limit = self._base = max(1, in_flight - 1)
         self.trial = now + max(TRIAL, TRIAL_STARTS / self._speed(now))
         self._cost = self._confirmed = self._streak = 0
         self._doubt = 0.0
         return True
-
-    def _refuted(self) -> bool:
-        self._need = min(MOST, 2 * self._need)
-        self._forget()
-        return False
 
     def _forget(self) -> None:
         self.limit = self.trial = None

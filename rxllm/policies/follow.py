@@ -24,7 +24,7 @@ that no further try cures. Refusals of attempts that started before the last cut
 Weak spots: a window of a minute that is used up in a burst is probed until it begins anew, and from then on it takes
 two or three minutes until more of it is asked for; a window of a second may be taken for a ceiling for a minute or two;
 a rate below 2 a second is known as badly as few starts can tell; a ceiling that several clients share looks like a rate
-to each of them, and some 10 % of it stay free.
+to each of them for minutes, and some 5 to 10 % of it stay free.
 """
 
 import math

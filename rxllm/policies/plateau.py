@@ -13,6 +13,7 @@ STEEP = 0.86  # it needs all of it
 GONE = 0.65  # more is missing than a fifth of the width explains: the server has changed
 CHANGED = (0.8, 1.15)  # of the goodput measured before: worth a look
 ROUNDS, MOST_ROUNDS = 8.0, 32.0  # mean times on the wire between two tests: one round in ten, and fewer if all is well
+CAPPED_ROUNDS = 128.0  # the same where no more is allowed and it was needed: a slower server shows by itself
 NARROW = 4  # with so few a fifth is no whole attempt: one more is tried instead
 FULL = 0.2  # weight of the newest start in whether the width binds
 SAMPLE = 5  # answers at least
@@ -230,6 +231,9 @@ class Plateau:
         self.reason = reason
         self._state = "hold"
         self._since = now
-        self._wait = min(MOST_ROUNDS, 1.5 * self._wait)
+        if self.limit >= self.roof and self._needed >= NARROWER * self.roof:
+            self._wait = min(CAPPED_ROUNDS, 2.5 * self._wait)
+        else:
+            self._wait = min(MOST_ROUNDS, 1.5 * self._wait)
         self._goodput = goodput
         self._before = None

@@ -246,6 +246,36 @@ def test_ten_times_longer_answers_do_not_make_it_narrower() -> None:
     assert min([world.setting.limit or 0, *limits]) >= 30
 
 
+def test_of_a_rate_the_width_follows_when_answers_become_longer() -> None:
+    world = World(bucket(lambda now: 20.0))
+    world.run(100)
+    world._mean *= 8
+    world.run(180)
+    assert world.rate(140, 180) > 0.9 * 20
+
+
+def test_before_it_is_due_the_timer_does_nothing() -> None:
+    machine = PaceAndFollow(limit=60)
+    assert machine.on_timer(1.0) is None
+    for number in range(40):
+        machine.on_signal(Signal(at=number / 10, kind="start", in_flight=number + 1, epoch=0, binding=True))
+    machine.on_signal(Signal(at=4.2, kind="refused", in_flight=40, epoch=0, seconds=0.3))
+    passed = 9.2  # when the trial of the ceiling is over
+    for number in range(43, 92):
+        at = number / 10
+        machine.on_signal(Signal(at=at, kind="start", in_flight=39, epoch=1, binding=True))
+        if machine.due is not None and machine.due <= at:
+            assert machine.on_timer(at) is None
+    due = machine.due
+    assert due is not None
+    assert due > passed + 0.05
+    assert machine.on_timer(passed + 0.05) is None
+    assert machine.due == due
+    setting = machine.on_timer(due)
+    assert setting is not None
+    assert setting.limit == 40
+
+
 def test_unrelated_faults_do_not_slow_it() -> None:
     world = World(bucket(lambda now: 30.0), fault=lambda now: 0.05)
     world.run(200)

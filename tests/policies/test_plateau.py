@@ -1,5 +1,7 @@
 """The width against a server whose speed depends on how many it serves, answer by answer."""
 
+from itertools import pairwise
+
 import pytest
 
 from rxllm.policies.plateau import Plateau
@@ -16,6 +18,16 @@ def serve(
         now += took / width
         plateau.start(now, width, binding=binding)
         plateau.end(now, took, 50.0 if tokens else 0.0)
+    return now
+
+
+def narrowed(plateau: Plateau, now: float, *, knee: float) -> float:
+    """Serve until a test of a smaller width begins; return when."""
+    before = plateau.limit
+    while plateau.limit >= before:
+        before = plateau.limit
+        now = serve(plateau, now, 0.05, knee=knee)
+        assert now < 1000
     return now
 
 
@@ -78,3 +90,88 @@ def test_it_begins_a_test_with_a_smaller_width_and_comes_back_if_that_was_needed
     assert 0.8 * 64 in seen
     assert min(seen) == 20
     assert sorted(seen)[1] >= 40, "each test went down by one fifth only"
+
+
+def gaps(plateau: Plateau, start: float, end: float, *, knee: float) -> list[float]:
+    """Serve; return the seconds between two beginnings of tests."""
+    tests: list[float] = []
+    now, before = start, plateau.limit
+    while now < end:
+        now = serve(plateau, now, 0.25, knee=knee)
+        if plateau.limit < before:
+            tests.append(now)
+        before = plateau.limit
+    return [later - earlier for earlier, later in pairwise(tests)]
+
+
+def test_a_ceiling_that_is_needed_is_tested_ever_more_seldom() -> None:
+    plateau = Plateau(20, 4096)
+    now = serve(plateau, 0.0, 10.0, knee=1e6)
+    plateau.cover(64, now)
+    found = gaps(plateau, now, 500.0, knee=1e6)
+    assert 3 <= len(found) <= 8
+    assert max(found) > 100
+
+
+def test_a_ceiling_that_is_not_needed_is_tested_as_often_as_any_width() -> None:
+    plateau = Plateau(20, 4096)
+    plateau.cover(64, 0.0)
+    found = gaps(plateau, 0.0, 500.0, knee=57)
+    assert plateau.limit >= plateau.roof
+    assert max(found) < 60
+
+
+def test_a_width_below_a_ceiling_that_was_needed_once_is_tested_as_often_as_any() -> None:
+    plateau = Plateau(20, 4096)
+    now = serve(plateau, 0.0, 10.0, knee=1e6)
+    plateau.cover(64, now)
+    now = serve(plateau, now, 100.0, knee=1e6)
+    now = serve(plateau, now, 300.0, knee=30)
+    found = gaps(plateau, now, now + 500.0, knee=30)
+    assert plateau.limit < 0.8 * plateau.roof
+    assert max(found) < 60
+
+
+def test_a_width_that_is_seldom_used_is_not_learned_from() -> None:
+    plateau = Plateau(20, 4096)
+    now = 0.0
+    for number in range(2000):
+        now += 0.05
+        plateau.start(now, 20, binding=number % 4 == 0)
+        plateau.end(now, 1.0, 50.0)
+    assert plateau.limit == 20
+
+
+def test_a_test_that_finds_far_less_than_it_explains_goes_on_down_as_the_server_has_changed() -> None:
+    plateau = Plateau(20, 64)
+    now = serve(plateau, 0.0, 10.0, knee=1e6)
+    now = narrowed(plateau, now, knee=1e6)
+    narrower = plateau.limit
+    while plateau.limit == narrower:
+        now = serve(plateau, now, 0.05, knee=10)
+    assert plateau.limit < narrower
+
+
+@pytest.mark.parametrize(("knee", "soon"), [(20, True), (26, False)], ids=["not-at-all", "by-a-quarter"])
+def test_a_goodput_that_did_not_grow_at_all_is_tested_soon(knee: int, soon: bool) -> None:
+    plateau = Plateau(20, 4096)
+    now = 0.0
+    while plateau.reason != "goodput stopped growing":
+        now = serve(plateau, now, 0.05, knee=knee)
+    assert (narrowed(plateau, now, knee=knee) - now < 7 * plateau.seconds) is soon
+
+
+def test_once_the_goodput_has_stopped_growing_no_pace_makes_it_wider() -> None:
+    grown, tried = Plateau(20, 4096), Plateau(20, 4096)
+    now = 0.0
+    while grown.reason != "goodput stopped growing":
+        now = serve(grown, now, 0.05, knee=30)
+    tried.cover(64, 0.0)
+    now = 0.0
+    while tried.reason != "tested":
+        now = serve(tried, now, 0.05, knee=58)
+    tried.cover(128, now)
+    for plateau in (grown, tried):
+        before = plateau.limit
+        plateau.follow(1000.0)
+        assert plateau.limit == before
