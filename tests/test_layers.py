@@ -31,8 +31,9 @@ LAYERS = """
     sources sinks
     jobs
     telemetry
-    runner config scale cli __main__
     testing
+    runner presets config scale
+    cli __main__
 """
 LEVEL = {name: level for level, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 FRONT = len(LAYERS)  # rxllm/__init__.py sees all, and nothing in the package sees it
@@ -119,7 +120,7 @@ def test_a_module_has_a_layer_and_imports_only_from_above(module: str) -> None:
         ("rxllm.errors", "importlib.import_module('rxllm.gate')", 1),
         ("rxllm.gate", "import rxllm", 1),
         ("rxllm.gate", "from rxllm import Request", 1),
-        ("rxllm.cli", "from rxllm.testing import SimulatedProvider", 1),
+        ("rxllm.sinks", "from rxllm.testing import SimulatedProvider", 1),
         ("rxllm.clients.base", "import aiohttp.web", 1),
         ("rxllm.clients.base", "from limits import storage", 1),
         ("rxllm.clock", "from reactivex.internal.clock import utc", 1),

@@ -1,5 +1,6 @@
 """What a try costs, by how it ended, and how each provider counts."""
 
+import math
 from typing import Literal
 
 import msgspec
@@ -156,15 +157,15 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def quotas(self, quota: Quota) -> tuple[Quota, ...]:
         """Return `quota`, and for requests the one over the shorter time in which this provider may judge it.
 
+        In that time whole requests have room: 2 in 1.2 s for 100 a minute, not 1.67 in 1 s, of which one would be lost.
         Tokens have none: one large call needs more of them than such a time holds, and is admitted all the same.
         """
         if quota.unit != "requests" or not 0 < self.smoothing < quota.per:
             return (quota,)
-        limit, per = quota.limit * self.smoothing / quota.per, self.smoothing
-        if limit < 1:
-            if quota.limit <= 1:
-                return (quota,)
-            limit, per = 1.0, quota.per / quota.limit  # one, in the time of one
+        limit = math.ceil(quota.limit * self.smoothing / quota.per - SLIGHT)
+        if limit >= quota.limit:
+            return (quota,)
+        per = limit * quota.per / quota.limit
         return quota, msgspec.structs.replace(quota, limit=limit, per=per, burst=None, state=None)
 
     def window(self, unit: str, default: float = 60.0) -> float:
@@ -184,6 +185,8 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 # Facts as of 2026. Each line says where it is from; the fields that `uncertain` names are not sure.
 
 # What most do; nothing is known of a server that is not named below.
+SLIGHT = 1e-9  # of a request: what divisions leave over
+
 GENERIC = Accounting(uncertain=frozenset(Accounting.__struct_fields__) - {"uncertain"})
 
 OPENAI = Accounting(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from rxllm import errors
-from rxllm.errors import AuthError, BillingError, CallError, CancelledError, ConfigError
+from rxllm.errors import AuthError, BillingError, CallError, CancelledError, ConfigError, is_transient
 from rxllm.messages import Attempt, Outcome, Reply, Request, Usage
 
 if TYPE_CHECKING:
@@ -286,10 +286,13 @@ def _valid(text: object) -> str:
 
 
 def _is_open(error: Exception) -> bool:
-    """Say whether an error is not about the request, so that it is still to be asked: the run was over, or no key."""
-    return isinstance(error, (AuthError, BillingError, CancelledError, ConfigError)) or bool(
-        getattr(error, "halts", False)
-    )
+    """Say whether an error is not about the request, so that it is still to be asked: the run was over, or no key.
+
+    Or nobody was there: what is transient and was never sent.
+    """
+    if isinstance(error, (AuthError, BillingError, CancelledError, ConfigError)) or getattr(error, "halts", False):
+        return True
+    return is_transient(error) and getattr(error, "sent", True) is False
 
 
 # and back

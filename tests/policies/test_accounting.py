@@ -1,3 +1,4 @@
+import math
 from typing import get_args
 
 import msgspec
@@ -120,11 +121,13 @@ def test_a_quota_that_is_judged_in_less_time_has_the_same_rate_there(limit: int,
     assert GENERIC.quotas(quota) == (quota,)
     first, *rest = AZURE_OPENAI.quotas(quota)
     assert first == quota
-    assert len(rest) == (per > 10 and unit == "requests" and limit > 1)  # one large call may need more tokens than fit
+    whole = math.ceil(limit * 10 / per - 1e-9)
+    assert len(rest) == (per > 10 and unit == "requests" and whole < limit)  # one large call may need more tokens
     for shorter in rest:
         assert shorter.limit / shorter.per == pytest.approx(limit / per)
         assert shorter.unit == unit
-        assert shorter.per == 10 or (unit == "requests" and shorter.limit == 1 and shorter.per >= 10)
+        assert shorter.limit == whole >= 1
+        assert 10 - 1e-6 <= shorter.per < 10 + per / limit
 
 
 def test_headers_mean_the_time_that_the_preset_says() -> None:
@@ -150,6 +153,18 @@ def test_a_preset_judges_requests_in_its_seconds_and_reads_headers_as_about_its_
 ) -> None:
     assert [quota.per for quota in preset.quotas(Quota(600, per=60))] == ([60, smoothing] if smoothing else [60])
     assert (preset.window("requests"), preset.window("tokens")) == windows
+
+
+@pytest.mark.parametrize(
+    ("limit", "short"),
+    [(1, None), (30, (1, 2.0)), (60, (1, 1.0)), (100, (2, 1.2)), (119, (2, 120 / 119)), (600, (10, 1.0))],
+    ids=str,
+)
+def test_a_short_window_has_room_for_whole_requests_at_the_rate_of_the_long_one(
+    limit: int, short: tuple[float, float] | None
+) -> None:
+    quotas = OPENAI.quotas(Quota(limit, per=60))
+    assert [(quota.limit, pytest.approx(quota.per)) for quota in quotas[1:]] == ([] if short is None else [short])
 
 
 def test_nothing_is_taken_as_cached_unless_it_is_said() -> None:

@@ -192,9 +192,17 @@ def test_the_text_of_an_error_that_no_file_takes_is_kept_without_what_is_wrong()
     assert outcome_of(line, chat("hi"), restore).error.message == "a?b"
 
 
+def unsent(error):
+    error.sent = False
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "again"),
     [
+        (unsent(errors.ConnectionError("nobody there")), True),
+        (errors.ConnectionError("cut off"), False),
+        (unsent(errors.InvalidRequestError("no JSON")), False),
         (errors.AuthError("no such key", 401), True),
         (errors.BillingError("empty", 402), True),
         (errors.QuotaExhaustedError("used up"), True),
