@@ -321,7 +321,7 @@ def test_bad_lines_and_refused_requests_fail_and_the_others_are_asked(server, wr
     told = capsys.readouterr().err
     assert f"{source}, line 4: not JSON" in told
     assert "5 done, 1 of them not asked in this run: 3 good, 2 failed" in told
-    assert "1 lines are bad" in told
+    assert "1 bad line:" in told
     assert f"rxllm retry {output}" in told
     assert {row["custom_id"]: row["error"] is None for row in rows(output)} == {
         "line-0": True,
@@ -427,7 +427,7 @@ def test_check_finds_bad_lines_and_estimates_what_a_run_takes(write, capsys):
     assert "4 requests, about" in told
     assert "1 requests do not limit their output" in told
     assert "at least 1 min 0 s" in told
-    assert "3 lines are bad" in told
+    assert "3 bad lines" in told
     assert main(["check", write("good.jsonl", *prompts(3)), "--model", "any"]) == 0
     assert "at most 27 of output" in capsys.readouterr().out
 

@@ -123,7 +123,8 @@ def check(settings: Settings) -> int:
                 tell(source.where(row._replace(problem=f"the id {request.id!r} is that of line {first} too")))
     if wrong > SHOWN:
         sys.stdout.write(f"… and {wrong - SHOWN:,} more\n")
-    sys.stdout.write("\n".join([*_lines(estimate, settings, prices), f"{wrong:,} lines are bad" if wrong else "good"]))
+    verdict = f"{wrong:,} bad line{'s'[: wrong > 1]}" if wrong else "good"
+    sys.stdout.write("\n".join([*_lines(estimate, settings, prices), verdict]))
     sys.stdout.write("\n")
     return 1 if wrong else 0
 

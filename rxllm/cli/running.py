@@ -168,7 +168,8 @@ def run(settings: Settings, output: Path, *, retrying: bool, quiet: bool) -> int
     if why is not None:
         sys.stderr.write(f"{why}; what was answered is in {output}, run the same again to go on\n")
     if tally.bad_rows:
-        sys.stderr.write(f"{tally.bad_rows:,} lines are bad: mend them and run the same again\n")
+        many = "s"[: tally.bad_rows > 1]
+        sys.stderr.write(f"{tally.bad_rows:,} bad line{many}: mend what is bad and run the same again\n")
     if tally.failed > tally.bad_rows:
         sys.stderr.write(f"some requests failed: to ask them again, rxllm retry {output}\n")
     return code or (FAILED if tally.failed else GOOD)
