@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
@@ -55,7 +55,11 @@ class Route(_Client[T], frozen=True, kw_only=True, forbid_unknown_fields=True, e
         check_text("name", self.name, optional=True)
 
 
-def any_of(*clients: Client[T] | Route[T], fallback: Mapping[type[Exception], str] | None = None) -> Routes[T]:
+def any_of(
+    *clients: Client[T] | Route[T],
+    weights: Sequence[float] | None = None,
+    fallback: Mapping[type[Exception], str] | None = None,
+) -> Routes[T]:
     """Make several clients one, for `call`: each attempt takes the route that can start it first.
 
     An attempt waits at the gates of all routes at once and starts at the first that has a place; when several have one
@@ -72,10 +76,12 @@ def any_of(*clients: Client[T] | Route[T], fallback: Mapping[type[Exception], st
 
     Args:
         clients: clients, or `Route`s with a gate, a weight and a name each; several keys are several clients.
+        weights: one for each, in place of those of the `Route`s.
         fallback: class of error -> name of the route; the first that fits counts.
 
     Raises:
-        ConfigError: no client, two routes of one name, a fallback to a route that is not there, no weight above 0.
+        ConfigError: no client, another number of weights, two routes of one name, a fallback to a route that is not
+            there, no weight above 0.
 
     Example:
         >>> import rxllm
@@ -85,6 +91,11 @@ def any_of(*clients: Client[T] | Route[T], fallback: Mapping[type[Exception], st
         ('function(str.upper)', 'big')
     """
     routes = [client if isinstance(client, Route) else Route(client) for client in clients]
+    if weights is not None:
+        if len(weights) != len(routes):
+            msg = f"weights must be {len(routes)} numbers, one for each client, got {weights!r}"
+            raise ConfigError(msg)
+        routes = [msgspec.structs.replace(route, weight=weight) for route, weight in zip(routes, weights, strict=True)]
     return Routes(tuple(routes), dict(fallback or {}))
 
 

@@ -629,3 +629,12 @@ def test_real_clients_with_several_keys():
     assert outcome.route == f"{routes.clients[0]!r} #2"
     with pytest.raises(ConfigError):
         routes.clients[1].send(chat("x"))
+
+
+def test_weights_may_be_given_beside_the_clients():
+    routes = any_of(rxllm.function(str.upper), Route(rxllm.function(str.title), weight=5), weights=(1, 3))
+    assert [route.weight for route in routes.routes] == [1, 3]
+    with pytest.raises(ConfigError, match="weights must be 2 numbers"):
+        any_of(rxllm.function(str.upper), rxllm.function(str.title), weights=[1])
+    with pytest.raises(ConfigError, match="weight"):
+        any_of(rxllm.function(str.upper), weights=[-1])
