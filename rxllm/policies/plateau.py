@@ -109,7 +109,7 @@ class Plateau:
             self._before = self._goodput = None
             self.limit = float(limit)
             self._begin()
-        elif self._state == "hold" and self.limit >= NARROWER * limit:
+        elif self._state == "hold" and self.limit >= min(NARROWER * limit, limit - 1):  # of few, one more is far
             self.limit = float(limit)  # it is the ceiling that binds
             self._goodput = None
 

@@ -113,6 +113,15 @@ def test_a_ceiling_that_is_needed_is_tested_ever_more_seldom() -> None:
     assert max(found) > 100
 
 
+@pytest.mark.parametrize("limit", [2, 3, 9, 64])
+def test_a_climb_of_a_ceiling_takes_the_width_along_whether_it_is_of_few_or_of_many(limit: int) -> None:
+    plateau = Plateau(20, 4096)
+    now = serve(plateau, 0.0, 10.0, knee=1e6)
+    plateau.cover(limit, now)
+    plateau.cover(limit + 1, now)
+    assert plateau.limit == limit + 1
+
+
 def test_a_ceiling_that_is_not_needed_is_tested_as_often_as_any_width() -> None:
     plateau = Plateau(20, 4096)
     plateau.cover(64, 0.0)
