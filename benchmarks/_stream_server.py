@@ -74,9 +74,10 @@ def whole(embedding: object, count: int) -> bytes:
 class Client(asyncio.Protocol):
     """A connection: one request after the other."""
 
-    def __init__(self, said: Bytes, streams: list[set[Client]]) -> None:
+    def __init__(self, said: Bytes, streams: list[set[Client]], connected: set[Client]) -> None:
         self.said = said
         self.streams = streams
+        self.connected = connected
         self.data = b""
         self.turn: set[Client] | None = None
         self.at = 0
@@ -85,9 +86,11 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self.transport = cast("asyncio.Transport", transport)
+        self.connected.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Send no more."""
+        self.connected.discard(self)
         if self.turn is not None:
             self.turn.discard(self)
 
@@ -121,7 +124,8 @@ async def serve(pipe: Connection, plan: Plan) -> None:
     loop = asyncio.get_running_loop()
     said = Bytes(plan)
     streams: list[set[Client]] = [set() for _ in range(TURNS)]
-    server = await loop.create_server(lambda: Client(said, streams), "127.0.0.1", 0, backlog=4_096)
+    connected: set[Client] = set()
+    server = await loop.create_server(lambda: Client(said, streams, connected), "127.0.0.1", 0, backlog=4_096)
     ended = asyncio.Event()
 
     def asked() -> None:
@@ -147,6 +151,10 @@ async def serve(pipe: Connection, plan: Plan) -> None:
     loop.remove_reader(pipe.fileno())
     ticking.cancel()
     server.close()
+    for client in tuple(connected):
+        client.transport.abort()
+    while connected:  # noqa: ASYNC110  a loop that is closed before its connections says so
+        await asyncio.sleep(0)
 
 
 def run(pipe: Connection, plan: Plan) -> None:
