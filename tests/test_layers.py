@@ -16,6 +16,7 @@ LAYERS = """
     messages
     clock
     runtime
+    bell
     demand
     stream
     policies
@@ -41,7 +42,7 @@ FRONT = len(LAYERS)  # rxllm/__init__.py sees all, and nothing in the package se
 # Who alone may import it, beside the doubles
 OWNERS = {
     "aiohttp": "rxllm.transports.http*, rxllm.transports.connections",
-    "limits.storage": "rxllm.stores.shared_quota",
+    "limits.storage": "rxllm.stores.backends",
     "reactivex.internal": "",
 }
 

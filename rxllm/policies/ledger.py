@@ -12,6 +12,7 @@ from rxllm.errors import ConfigError, InvalidRequestError, QuotaExhaustedError, 
 from rxllm.policies.accounting import GENERIC
 from rxllm.policies.jitter import PathJitter
 from rxllm.policies.quota import SHORTEST, Quota
+from rxllm.policies.sharing import kept_beside, part_of
 from rxllm.policies.window import WindowGuess
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Ledger:
     ) -> None:
         self._accounting = accounting
         self._make = make
-        self.quotas = tuple(_part(one, share) for quota in quotas for one in accounting.quotas(quota))
+        self.quotas = tuple(part_of(one, share) for quota in quotas for one in accounting.quotas(quota))
         self.meters = tuple(make(quota, None) for quota in self.quotas)
         self.units = tuple(quota.unit for quota in self.quotas)
         self.names = tuple(quota.name for quota in self.quotas)
@@ -101,6 +102,11 @@ class Ledger:
         self.meters = tuple(
             self._make(quota, None if number < self.stated else math.inf) for number, quota in enumerate(self.quotas)
         )
+
+    def keep(self, path: str) -> None:
+        """Begin anew, with long quotas kept in files beside `path`."""
+        self.quotas = tuple(kept_beside(quota, path) for quota in self.quotas)
+        self.renew()
 
     def statistics(self, now: float) -> tuple[QuotaStatistics, ...]:
         """Return how full the quotas are; from any thread."""
@@ -293,12 +299,3 @@ class Ledger:
 
 def _with(values: tuple[T, ...], number: int, value: T) -> tuple[T, ...]:
     return (*values[:number], value, *values[number + 1 :])
-
-
-def _part(quota: Quota, share: float) -> Quota:
-    """Return the part of `quota` that is ours; at least one request, else none would ever start."""
-    if share == 1:
-        return quota
-    least = 1.0 if quota.unit == "requests" else 0.0
-    burst = None if quota.burst is None else quota.burst * share
-    return msgspec.structs.replace(quota, limit=max(least, quota.limit * share), burst=burst)

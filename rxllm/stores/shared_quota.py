@@ -3,36 +3,33 @@
     Gate ── fits, book, settle ──▶ SharedMeter ── LocalLease (units in hand)
                                        │ one request at a time, ahead of need
                                        ▼
-                                  Redis or Valkey: a script of ours (`scripts`)
-                                  Memcached or MongoDB: a counter of `limits`
+                                  backends: Redis or Valkey, a script of ours (`scripts`)
+                                            Memcached or MongoDB, a counter of `limits`
 
-An attempt is admitted from what is in hand, without a word to the store. This is the only module that knows the
-storages of `limits`; they and the clients that they need are imported when the first quota is used that needs them.
+An attempt is admitted from what is in hand, without a word to the store.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import importlib
 import logging
 import math
 import uuid
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rxllm.clock import LoopClock, wall
+from rxllm.clock import LoopClock
 from rxllm.errors import ConfigError, StoreError
 from rxllm.events import StoreChanged
+from rxllm.policies.local_lease import Ask, LocalLease
 from rxllm.policies.meters import LocalMeter, meter
 from rxllm.policies.quota import Quota
+from rxllm.policies.sharing import PART, at_most, kept_for, lease_life, part_of
 from rxllm.policies.sliding import WIDEST, Ticket
 from rxllm.runtime import LoopLocal, uniform
-from rxllm.stores.lease import Ask, Grant, LocalLease
-from rxllm.stores.scripts import EXCHANGE, KEYS
+from rxllm.stores.backends import ANSWER, LONGEST_BACKOFF, Backend, connect, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,24 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedMeter", "shared_meter"]
 
-ANSWER = 2.0  # seconds in which a store must answer, its connection made
 BACKOFF = 0.1  # seconds after the first failure; each further one doubles it
-LONGEST_BACKOFF = 5.0  # seconds
-PART = 50  # a lease lives for that part of the window,
-LONG = 5.0  # but no longer than so many seconds,
-PARTS = 2_000  # unless that would make more leases in a window than these
-PATIENCE = 1.0  # seconds after which one that waits asks again, whatever the store said
-ROUNDED = 1.0  # seconds by which Memcached may forget a counter early
-PACKAGES = {  # the first word of the URL's scheme -> the package, its module, the extra
-    "redis": ("redis", "redis", "redis"),
-    "rediss": ("redis", "redis", "redis"),
-    "valkey": ("valkey", "valkey", "valkey"),
-    "valkeys": ("valkey", "valkey", "valkey"),
-    "memcached": ("memcachio", "memcachio", "memcached"),
-    "mongodb": ("motor", "motor.motor_asyncio", "mongodb"),
-}
-PORTS = {"redis": 6379, "rediss": 6379, "valkey": 6379, "valkeys": 6379, "memcached": 11211}
-LONGEST_NAME = 100  # characters in a key; a longer one is hashed
 SLOT_BITS = 40  # of a ticket, for the slot of our own meter; the others are the lease's number
 
 _log = logging.getLogger("rxllm.stores")
@@ -76,44 +56,8 @@ def shared_meter(quota: Quota) -> SharedMeter:
     if store is None:
         msg = f"store must be given for a shared quota, got {quota!r}"
         raise ConfigError(msg)
-    if not store.scripted:
-        _check_counted(quota, store)
-    package, module, extra = PACKAGES[store.scheme.partition("+")[0]]
-    try:  # here, because it takes a moment, and on the loop others would wait
-        importlib.import_module(module)
-    except ImportError:
-        msg = f"{store.shown} needs the package {package}: pip install 'rxllm[{extra}]'"
-        raise ConfigError(msg) from None
-    importlib.import_module("limits.storage")
+    prepare(quota, store)
     return SharedMeter(quota, store)
-
-
-def _check_counted(quota: Quota, store: Store) -> None:
-    """Refuse what a counter cannot keep."""
-    for name, value, good in (
-        ("unit", quota.unit, quota.unit == "requests"),
-        ("strategy", quota.strategy, quota.strategy == "fixed"),
-        ("per", quota.per, quota.per.is_integer()),
-        ("limit", quota.limit, quota.limit.is_integer()),
-    ):
-        if not good:
-            msg = (
-                f"{name} must be that of whole requests in fixed windows of whole seconds with {store.shown}, "
-                f"got {value!r}; Redis and Valkey keep any quota"
-            )
-            raise ConfigError(msg)
-
-
-class _Backend(Protocol):
-    """One connection to a store."""
-
-    async def exchange(self, lease: LocalLease, ask: Ask, limit: float) -> Grant:
-        """Do what a request asks for, with the limit that holds now."""
-        ...
-
-    async def close(self) -> None:
-        """Close the connection."""
-        ...
 
 
 class SharedMeter:
@@ -153,8 +97,8 @@ class SharedMeter:
         self.limit = quota.limit
         self.requests = 0  # to the store, all of them
         self._share = None if isinstance(store.unreachable, str) else float(store.unreachable)
-        self._own: LocalMeter | None = None if self._share is None else meter(_part(quota, self._share))
-        self._link: LoopLocal[_Backend] = LoopLocal(self._connect, _close)
+        self._own = None if self._share is None else _alone(quota, self._share)
+        self._link: LoopLocal[Backend] = LoopLocal(lambda: connect(quota, store), _close)
         self._clock: LoopClock | None = None
         self._wake: Callable[[], object] = _nothing
         self._fail: Callable[[CallError], object] = _nothing
@@ -175,9 +119,9 @@ class SharedMeter:
         scripted = self._store.scripted
         self._lease = LocalLease(
             uuid.uuid4().hex[:16],
-            limit=_most(quota, self.limit),
+            limit=at_most(quota, self.limit),
             life=life,
-            keep=_keep(quota),
+            keep=kept_for(quota),
             size=self.limit * life / quota.window if scripted else max(1.0, self.limit // PART),
             returns=scripted,
             nameless=quota.strategy == "bucket",
@@ -187,7 +131,7 @@ class SharedMeter:
 
     def too_large(self, cost: float) -> bool:
         """Say whether `cost` fits at no time."""
-        return cost > _most(self._quota, self.limit)
+        return cost > at_most(self._quota, self.limit)
 
     def fits(self, cost: float, now: float) -> bool:
         """Say whether `cost` may be booked now; if not, the store is asked for more, and `wake` says when it came."""
@@ -280,7 +224,7 @@ class SharedMeter:
         lease = self._lease
         if limit is not None:
             self.limit = min(limit, self._quota.limit)
-            lease.limit = _most(self._quota, self.limit)
+            lease.limit = at_most(self._quota, self.limit)
         lease.cut(max(0.0, remaining))
         if self._own is not None and self._share is not None:
             part = None if limit is None else limit * self._share
@@ -462,183 +406,13 @@ class SharedMeter:
         if self._down and not self._closed:
             self._fail(StoreError(self._reason))
 
-    def _connect(self) -> _Backend:
-        return (_Scripted if self._store.scripted else _Counted)(self._quota, self._store)
+
+def _alone(quota: Quota, share: float) -> LocalMeter:
+    """Return the meter of one that goes on without the store, with its share of the quota."""
+    return meter(msgspec.structs.replace(part_of(quota, share), store=None))
 
 
-class _Scripted:
-    """Redis or Valkey."""
-
-    def __init__(self, quota: Quota, store: Store) -> None:
-        from limits.storage import storage_from_string  # noqa: PLC0415  it imports the client of the store
-
-        storage: Any = storage_from_string(
-            f"async+{_located(store)}",
-            implementation="valkey" if store.scheme.startswith("valkey") else "redispy",
-            socket_timeout=ANSWER,
-            socket_connect_timeout=ANSWER,
-        )
-        self._connection: Any = storage.bridge.get_connection()
-        self._script: Any = self._connection.register_script(EXCHANGE)
-        self._keys = [f"{{{_key(quota, store)}}}:{name}" for name in KEYS]
-        self._kind = "bucket" if quota.strategy == "bucket" else "log"
-        self._per = quota.per
-        life, keep = lease_life(quota), _keep(quota)
-        patience = min(max(quota.window / 10, life), PATIENCE)
-        memory = 2 * patience + 4 * life
-        hold = min(keep, 2 * LONGEST_BACKOFF)
-        kept = life + quota.grace if quota.strategy == "bucket" else keep  # by the server
-        expiry = math.ceil(1000 * (keep + 2 * life + memory + hold + quota.per / WIDEST)) + 1000
-        self._times = (kept, life, memory, patience, expiry, hold)
-
-    async def exchange(self, lease: LocalLease, ask: Ask, limit: float) -> Grant:
-        """Do what a request asks for, and tell a server that has lost its memory what it should know."""
-        while True:
-            untold = lease.untold(ask.sent)
-            reply = await self._script(keys=self._keys, args=self._arguments(lease, ask, limit, untold))
-            head, generation, *rest = (item.decode() if isinstance(item, bytes) else str(item) for item in reply)
-            lease.generation = generation
-            if head != "lost":
-                lease.told(untold)
-                room, hint = map(float, rest)
-                return Grant(float(head), room, hint, lease.life)
-            lease.forgotten()
-
-    def _arguments(
-        self, lease: LocalLease, ask: Ask, limit: float, untold: list[tuple[int, float, float]]
-    ) -> list[str | float]:
-        """Return the arguments of the script, in its order."""
-        arguments: list[str | float] = [
-            self._kind,
-            lease.client,
-            lease.generation if lease.entries else "",  # who knows nothing has not lost it: the keys have expired
-            lease.limit,
-            limit / self._per,
-            *self._times,
-            f"{lease.client}:{ask.number}",
-            lease.extra,
-            ask.carry,
-            ask.debt,
-            ask.least,
-            ask.wanted,
-            len(ask.closing),
-        ]
-        for number, back, early in ask.closing:
-            arguments += (f"{lease.client}:{number}" if number else "", back, early)
-        for number, amount, seconds in untold:
-            arguments += (f"{lease.client}:{number}", amount, seconds)
-        return arguments
-
-    async def close(self) -> None:
-        """Close the connection."""
-        try:
-            await self._connection.aclose()
-        except asyncio.CancelledError:  # the loop ends, and the client has left it half done
-            await self._connection.aclose()
-            raise
-
-
-class _Counted:
-    """Memcached or MongoDB: a counter of `limits` for each window, which begins with the first request in it.
-
-    What is taken cannot be given back, so a lease lasts until its window ends, and is small when little is left.
-    """
-
-    def __init__(self, quota: Quota, store: Store) -> None:
-        from limits.storage import storage_from_string  # noqa: PLC0415  it imports the client of the store
-
-        self._storage: Any = storage_from_string(f"async+{_located(store)}")
-        self._key = f"rxllm:{_key(quota, store)}"
-        self._lasts = int(quota.per) + math.ceil(ROUNDED)
-        self._ends = -math.inf  # when the counter ends, steady seconds
-        self._count = 0
-
-    async def exchange(self, lease: LocalLease, ask: Ask, limit: float) -> Grant:  # noqa: ARG002  it knows no leases
-        """Count what a request asks for."""
-        usable = self._ends - ROUNDED - ask.sent
-        limit = int(limit)
-        if ask.sent < self._ends and (usable <= 0 or self._count >= limit) and not ask.debt:
-            return Grant(0.0, 0.0, self._ends - ask.sent, max(usable, 0.0))
-        known = self._count if ask.sent < self._ends else 0
-        wanted = min(math.ceil(ask.wanted), max(math.ceil(ask.least), (limit - known) // 8, 1))
-        debt = math.ceil(ask.debt)
-        self._count = await self._storage.incr(self._key, self._lasts, wanted + debt)
-        if ask.sent >= self._ends:
-            remaining = await self._storage.get_expiry(self._key) - wall()
-            self._ends = ask.sent + min(remaining, self._lasts)
-            usable = self._ends - ROUNDED - ask.sent
-        granted = min(wanted, max(0, limit - (self._count - wanted)))
-        if usable <= 0:
-            granted = 0
-        return Grant(float(granted), max(0.0, float(limit - self._count)), max(0.0, self._ends - ask.sent), usable)
-
-    async def close(self) -> None:
-        """Close the connection."""
-        bridge = getattr(self._storage, "bridge", None)
-        if bridge is None:
-            self._storage.storage.close()  # MongoDB
-        elif bridge._storage is not None:  # noqa: SLF001  it has no other way
-            bridge._storage.connection_pool.close()  # noqa: SLF001
-
-
-def lease_life(quota: Quota) -> float:
-    """Return the seconds that a lease lives.
-
-    >>> lease_life(Quota("500/minute", margin=0))
-    1.2
-    >>> lease_life(Quota("10/second", strategy="bucket", burst=2))
-    0.004
-    """
-    window = quota.window
-    if quota.strategy == "bucket" and quota.burst is not None and quota.limit:
-        window = min(window, quota.burst / quota.limit * quota.per)  # it fills in that time: no lease may last long
-    return min(window / PART, max(LONG, window / PARTS))
-
-
-def _keep(quota: Quota) -> float:
-    """Return the seconds for which what was spent matters."""
-    if quota.strategy != "bucket" or quota.burst is None or not quota.limit:
-        return quota.window
-    return max(quota.window, quota.burst / quota.limit * quota.per)
-
-
-def _most(quota: Quota, limit: float) -> float:
-    """Return the most that fits at a time."""
-    return quota.burst if quota.burst is not None else limit
-
-
-def _part(quota: Quota, share: float) -> Quota:
-    """Return the quota of one that goes on alone."""
-    burst = None if quota.burst is None else quota.burst * share
-    if quota.unit == "requests":
-        burst = None if burst is None else max(1.0, burst)
-        return msgspec.structs.replace(quota, limit=max(1.0, quota.limit * share), burst=burst, store=None)
-    return msgspec.structs.replace(quota, limit=quota.limit * share, burst=burst, store=None)
-
-
-def _key(quota: Quota, store: Store) -> str:
-    """Return what quota it is, as a key that every store takes."""
-    name = quote(store.name, safe="")
-    if len(name) > LONGEST_NAME:
-        name = hashlib.sha256(name.encode()).hexdigest()
-    return f"rxllm/{name}/{quota.unit}/{quota.strategy}/{quota.per:g}"
-
-
-def _located(store: Store) -> str:
-    """Return the address with its port, which `limits` wants to see."""
-    address = store.address()
-    scheme, _, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    port = PORTS.get(scheme)
-    names = host.rpartition("@")[2].split(",")
-    if port is None or not all(names) or all(name.rpartition(":")[2].isdigit() for name in names):
-        return address
-    user = host[: len(host) - len(",".join(names))]
-    located = [name if name.rpartition(":")[2].isdigit() else f"{name}:{port}" for name in names]
-    return f"{scheme}://{user}{','.join(located)}{slash}{path}"
-
-
-async def _close(backend: _Backend) -> None:
+async def _close(backend: Backend) -> None:
     await backend.close()
 
 

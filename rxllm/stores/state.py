@@ -1,31 +1,21 @@
 """A quota whose bookings survive a restart, in a file of one process.
 
-    head       which quota it is, and since which start of the machine its times count
-    [now, wall, [[slot, at, amount, close], …]]      what a loop turn has changed; the last word on a slot holds
-    [now, wall, [[slot, at, amount, close], …]]
-
-A turn is one line and one write. When the lines have become many they are written anew, in a file beside, which then
-takes the name.
+A turn is one line (`state_lines`) and one write (`state_file`). When the lines have become many they are written anew.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from rxllm.clock import wall as wall_clock
-from rxllm.errors import ConfigError
 from rxllm.events import StoreChanged
 from rxllm.policies.fixed import EDGE
 from rxllm.policies.meters import meter
-from rxllm.policies.sliding import Entry
-from rxllm.stores.lock import BINARY, lock_beside
+from rxllm.stores.state_file import StateFile, in_use, unusable
+from rxllm.stores.state_lines import head_of, line_of, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KeptMeter", "kept_meter"]
 
-VERSION = 1
 RETRY = 1.0  # seconds between two tries to write to a disk that is full
 SLACK = 65_536  # bytes by which the file may grow, besides
 GROWTH = 8  # times the size of what was live
@@ -110,7 +99,7 @@ class KeptMeter:
         self._inner = meter(quota)
         self._dirty: set[int] = set()  # slots that the file does not know as they are
         self._clock: Clock
-        self._file: _File | None = None
+        self._file: StateFile | None = None
         self._due: Handle | None = None  # the write of this turn
         self._most_bytes = 0  # beyond that the file is written anew
         self._retry = 0.0  # not before
@@ -135,7 +124,7 @@ class KeptMeter:
         self._tell = tell
         if self._file is not None:
             if not self._file.is_ours:
-                raise _in_use(self._file.path)
+                raise in_use(self._file.path)
             if self._clock is clock:
                 return
             if self._clock.threads and clock.threads:  # steady time is the same on all loops
@@ -165,16 +154,16 @@ class KeptMeter:
     def _open(self, path: Path) -> None:
         now, date = self._clock.seconds(), self._wall()
         self._since = self._boot if self._boot is not None else _machine() if self._clock.threads else ""
-        file = _File(path)
+        file = StateFile(path)
         try:
-            kept = _read(path, file.read(), self._quota)
+            kept = read_state(path, file.read(), self._quota)
             self._inner = meter(self._quota)
             if kept is not None:
                 self._inner.restore(kept.entries(self._since, now, date), now)
             self._anew(file, now)
         except OSError as error:
             file.close()
-            raise _unusable(path, error) from error
+            raise unusable(path, error) from error
         except BaseException:
             file.close()
             raise
@@ -197,7 +186,7 @@ class KeptMeter:
                 self._anew(file, now)
             else:
                 known = (self._inner.entry(slot) for slot in sorted(self._dirty))
-                file.append(_line(now, self._wall(), [entry for entry in known if entry is not None]))
+                file.append(line_of(now, self._wall(), [entry for entry in known if entry is not None]))
                 self._dirty.clear()
         except OSError as error:
             self._failed(error, now)
@@ -208,24 +197,14 @@ class KeptMeter:
             _log.info("the state file %s is written again", file.path)
             self._tell(StoreChanged(at=now, quota=self._quota, reachable=True, reason="the file is written again"))
 
-    def _anew(self, file: _File, now: float) -> None:
+    def _anew(self, file: StateFile, now: float) -> None:
         """Write the whole file, without what is over."""
         file.replace(self._all(now))
         self._dirty.clear()
         self._most_bytes = GROWTH * file.size + SLACK
 
     def _all(self, now: float) -> bytes:
-        quota = self._quota
-        head = _Head(
-            rxllm="quota",
-            version=VERSION,
-            limit=quota.limit,
-            per=quota.per,
-            unit=quota.unit,
-            strategy=quota.strategy,
-            boot=self._since,
-        )
-        return msgspec.json.encode(head) + b"\n" + _line(now, self._wall(), self._inner.entries(now))
+        return head_of(self._quota, self._since) + line_of(now, self._wall(), self._inner.entries(now))
 
     def _failed(self, error: OSError, now: float) -> None:
         self._retry = now + RETRY
@@ -312,87 +291,6 @@ class KeptMeter:
         self._inner.widen(margin)
 
 
-class _Head(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line."""
-
-    rxllm: str
-    version: int
-    limit: float  # for people: what was booked counts against any
-    per: float
-    unit: str
-    strategy: str
-    boot: str  # since when its times count; "": nobody knows
-
-
-class _Version(msgspec.Struct, frozen=True, kw_only=True):
-    """What the first line of any version has."""
-
-    rxllm: str
-    version: int
-
-
-class _Turn(NamedTuple):
-    """Any other line."""
-
-    now: float  # steady seconds
-    wall: float  # the date
-    entries: list[Entry]
-
-
-class _Kept(NamedTuple):
-    """What a file says."""
-
-    boot: str
-    now: float  # when it was written last
-    wall: float
-    slots: dict[int, Entry]
-
-    def entries(self, boot: str, now: float, wall: float) -> list[Entry]:
-        """Return what was booked, dated by the clock of today; nothing is older than it can be."""
-        same = boot == self.boot != "" and now >= self.now
-        shift = 0.0 if same else now - self.now - max(0.0, wall - self.wall)
-        return [
-            Entry(slot, at + shift, amount, close + shift)
-            for slot, at, amount, close in (self.slots[slot] for slot in sorted(self.slots))
-            if same or slot != EDGE  # a provider's windows do not wait with our clock
-        ]
-
-
-def _read(path: Path, data: bytes, quota: Quota) -> _Kept | None:
-    """Return what a file says, without a last line that is torn; None for an empty one."""
-    if not data:
-        return None
-    head, *lines = data.split(b"\n")[:-1] or [data]
-    name = str(path)
-    try:
-        version = msgspec.json.decode(head, type=_Version)
-    except msgspec.MsgspecError:
-        raise ConfigError(f"state {name!r} is not the state file of a quota") from None
-    if version.rxllm != "quota":
-        raise ConfigError(f"state {name!r} is not the state file of a quota")
-    if version.version > VERSION:
-        raise ConfigError(f"state {name!r} is of version {version.version}, and this rxllm reads up to {VERSION}")
-    number, turns = 1, list[_Turn]()
-    try:
-        known = msgspec.json.decode(head, type=_Head)
-        for line in lines:
-            number += 1
-            turns.append(msgspec.json.decode(line, type=_Turn))
-    except msgspec.MsgspecError as error:
-        raise ConfigError(f"state {name!r} is damaged in line {number}: {error}; remove it to begin anew") from None
-    if (known.unit, known.per, known.strategy) != (quota.unit, quota.per, quota.strategy):
-        theirs = f"{known.limit:g} {known.unit} per {known.per:g} seconds ({known.strategy})"
-        raise ConfigError(f"state {name!r} is that of the quota {theirs}, and not of {quota} ({quota.strategy})")
-    if not turns:
-        return None
-    slots = {entry.slot: entry for turn in turns for entry in turn.entries}
-    return _Kept(known.boot, turns[-1].now, turns[-1].wall, slots)
-
-
-def _line(now: float, wall: float, entries: list[Entry]) -> bytes:
-    return msgspec.json.encode(_Turn(now, wall, entries)) + b"\n"
-
-
 def _path(quota: Quota) -> Path:
     """Return where the file really is: a link to it stays one, and the folder may change."""
     assert quota.state is not None  # noqa: S101  who makes this meter has looked
@@ -405,106 +303,3 @@ def _machine() -> str:
         return BOOT.read_text("ascii").strip()
     except OSError:
         return ""
-
-
-class _File:
-    """A file that nobody else writes: the lock is a file beside it, because this one is replaced.
-
-    Raises:
-        ConfigError: it is in use, or no file can be there.
-    """
-
-    __slots__ = ("_end", "_lock", "_process", "is_torn", "path", "size")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self.is_torn = False  # it does not end with a line, and must be written anew
-        self._end = -1  # open for appending
-        self._lock = -1
-        self._process = os.getpid()
-        try:
-            if path.is_dir():
-                raise ConfigError(f"state {str(path)!r} must be a file, and is a directory")
-            lock = lock_beside(path)
-        except OSError as error:
-            raise _unusable(path, error) from error
-        if lock is None:
-            raise _in_use(path)
-        self._lock = lock
-
-    def __del__(self) -> None:
-        self.close()
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this process opened it: a fork of it must not write too."""
-        return self._process == os.getpid()
-
-    def read(self) -> bytes:
-        """Return what is in it; nothing if there is none."""
-        try:
-            return self.path.read_bytes()
-        except FileNotFoundError:
-            return b""
-
-    def append(self, data: bytes) -> None:
-        """Write `data` at its end, all or nothing.
-
-        Raises:
-            OSError: nothing; `is_torn` if a part could not be taken back.
-        """
-        written = os.write(self._end, data)
-        if written < len(data):
-            self._cut()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.size += written
-
-    def replace(self, data: bytes) -> None:
-        """Make `data` all that is in it: whoever is killed on the way leaves the old file or the new one.
-
-        Raises:
-            OSError: the old one.
-        """
-        beside = self.path.with_name(f"{self.path.name}.new")
-        try:
-            beside.write_bytes(data)
-            self._leave()  # Windows replaces no file that is open
-            beside.replace(self.path)
-            self.size, self.is_torn = len(data), False
-        except OSError:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
-        finally:
-            if self.size and self._end < 0:
-                self._end = os.open(self.path, os.O_WRONLY | os.O_APPEND | BINARY)
-
-    def close(self) -> None:
-        """Leave it to others."""
-        self._leave()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
-    def _cut(self) -> None:
-        try:
-            os.ftruncate(self._end, self.size)
-        except OSError:
-            self.is_torn = True
-
-    def _leave(self) -> None:
-        if self._end >= 0:
-            os.close(self._end)
-            self._end = -1
-
-
-def _unusable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"state {str(path)!r} cannot be used: {error}")
-
-
-def _in_use(path: Path) -> ConfigError:
-    return ConfigError(
-        f"state {str(path)!r} is in use by another quota, gate or process: it is for one; "
-        "to share a quota give it a store instead"
-    )

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from rxllm.testing._events import Events
 from rxllm.testing._http import MAX_HEAD, BadRequestError, ChunkedBody, Head, wants_more
@@ -14,10 +14,9 @@ from rxllm.testing._http import MAX_HEAD, BadRequestError, ChunkedBody, Head, wa
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rxllm.clock import Handle
     from rxllm.testing._dialects import Dialect
-    from rxllm.testing._flow import Flow
     from rxllm.testing._quotas import Entry, Limiter
-    from rxllm.testing._server import Server
 
 Due = tuple["Limiter | None", "Entry | None", int, int]  # the quota and the entry, tokens reserved and used
 
@@ -43,7 +42,7 @@ class Call:
         self.row = row
         self.due: Due | None = None  # what its answer settles
         self.job: int | None = None
-        self.timer: asyncio.TimerHandle | Flow | None = None
+        self.timer: Handle | None = None
 
 
 class StreamedCall(Call):
@@ -56,6 +55,37 @@ class StreamedCall(Call):
         self.is_due = True  # no stall takes its place
         self.tokens = 0
         self.answer = Events([], [], [], b"")
+
+
+class Service(Protocol):
+    """What a connection hands its requests to."""
+
+    heads: dict[bytes, Head]  # that it has parsed
+    loop: asyncio.AbstractEventLoop
+
+    def joined(self, connection: Connection, /) -> int:
+        """Register a connection; return its number."""
+        ...
+
+    def left(self, connection: Connection, /) -> None:
+        """Forget a connection."""
+        ...
+
+    def remember(self, raw: bytes, /) -> Head:
+        """Parse a head and keep it."""
+        ...
+
+    def handle(self, connection: Connection, head: Head, body: bytes, /) -> None:
+        """Take a request."""
+        ...
+
+    def malformed(self, connection: Connection, status: int, text: str, /) -> None:
+        """Answer what is no request, and close."""
+        ...
+
+    def gone(self, call: Call, /) -> None:
+        """Give up an admitted request whose client has gone."""
+        ...
 
 
 class Connection(asyncio.Protocol):
@@ -82,7 +112,7 @@ class Connection(asyncio.Protocol):
         "served",
     )
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Service) -> None:
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._data: bytes = b""  # not yet parsed

@@ -6,20 +6,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
+from rxllm.testing._answers import CREATED, encode
 from rxllm.testing._anthropic import read_messages
 from rxllm.testing._embeddings import read_embeddings
 from rxllm.testing._llm_engine import read_stream, read_sync
 from rxllm.testing._openai import read_chat, read_completion
 from rxllm.testing._quotas import go_duration
+from rxllm.testing._replies import Refusal
 from rxllm.testing._responses import read_response
 
 if TYPE_CHECKING:
-    from rxllm.testing._answers import AnswerFunction, Ask
-    from rxllm.testing._replies import Refusal
+    from collections.abc import Sequence
 
-_encode = msgspec.json.Encoder().encode
+    from rxllm.testing._answers import AnswerFunction, Ask
 
 EMPTY_BALANCE: Final = "credit_balance_exhausted"  # the code of fault "insufficient_quota"
 
@@ -74,7 +73,7 @@ def openai_error(refusal: Refusal, _request_id: str = "") -> bytes:
     if code == EMPTY_BALANCE:
         kind = "insufficient_quota"
     error = {"message": refusal.text, "type": kind, "param": refusal.param, "code": code or usual}
-    return _encode({"error": error})
+    return encode({"error": error})
 
 
 def anthropic_error(refusal: Refusal, request_id: str) -> bytes:
@@ -83,15 +82,15 @@ def anthropic_error(refusal: Refusal, request_id: str) -> bytes:
     error: dict[str, object] = {"type": kind, "message": refusal.text}
     if refusal.code == EMPTY_BALANCE:
         error["details"] = {"error_code": "enforced_spend_limit_reached"}
-    return _encode({"type": "error", "error": error, "request_id": request_id})
+    return encode({"type": "error", "error": error, "request_id": request_id})
 
 
 def llm_engine_error(refusal: Refusal, _request_id: str) -> bytes:
     """Return the body of an error as LLM Engine's framework shapes it."""
     if refusal.status == LLM_ENGINE.invalid:
         where = ["body"] if refusal.param is None else ["body", refusal.param]
-        return _encode({"detail": [{"type": "value_error", "loc": where, "msg": refusal.text}]})
-    return _encode({"detail": refusal.text})
+        return encode({"detail": [{"type": "value_error", "loc": where, "msg": refusal.text}]})
+    return encode({"detail": refusal.text})
 
 
 def openai_limit(unit: bytes, amount: float, remaining: float, seconds: float) -> bytes:
@@ -149,3 +148,19 @@ def dialect_of(path: str) -> Dialect:
     if path.startswith("/v1/messages"):
         return ANTHROPIC
     return LLM_ENGINE if path.startswith("/v1/llm/") else OPENAI
+
+
+def models_reply(method: str, path: str, names: Sequence[str]) -> bytes | Refusal:
+    """Return the reply to what is no request for an answer: the list of models, one of them, or why there is none."""
+    if path in ROUTES or (path == "/v1/models" and method != "GET"):
+        return Refusal(405, "bad_method", f"Not allowed method for {method} {path}.")
+    models = {name: {"id": name, "object": "model", "created": CREATED} for name in names}
+    found: object = None
+    if path == "/v1/models":
+        found = {"object": "list", "data": list(models.values())}
+    elif method == "GET":
+        found = models.get(path.removeprefix("/v1/models/"))
+    if found is None:
+        text = f"Unknown request URL: {method} {path}. Please check the URL: it ends with /v1."
+        return Refusal(404, "not_found", text)
+    return encode(found)

@@ -213,12 +213,9 @@ def chat_events(reply: bytes, chunks: int | None, *, usage: bool) -> Events:
         return event(every | {"choices": [choice]} | ({"usage": None} if usage else {}))
 
     choices = body["choices"]
-    shown = [list(_chat_pieces(choice, chunks)) for choice in choices]
+    shown = [[chunk(piece) for piece in _chat_pieces(choice, chunks)] for choice in choices]
     last = [chunk(_piece(choice, {}, finish=choice["finish_reason"])) for choice in choices]
-    if usage:
-        last.append(event({**every, "choices": [], "usage": body["usage"]}))
-    turns = chain.from_iterable(zip_longest(*shown))
-    return Events([chunk(piece) for piece in turns if piece is not None], last, [DONE], event(FAILED))
+    return _in_turns(shown, last, every | {"choices": [], "usage": body["usage"]} if usage else None)
 
 
 def completion_events(reply: bytes, chunks: int | None, *, usage: bool) -> Events:
@@ -233,10 +230,14 @@ def completion_events(reply: bytes, chunks: int | None, *, usage: bool) -> Event
     choices = body["choices"]
     shown = [[chunk(choice, text) for text in cut_up(choice["text"], chunks) or [""]] for choice in choices]
     last = [chunk(choice, "", choice["finish_reason"]) for choice in choices]
-    if usage:
-        last.append(event({**every, "choices": [], "usage": body["usage"]}))
+    return _in_turns(shown, last, every | {"choices": [], "usage": body["usage"]} if usage else None)
+
+
+def _in_turns(shown: list[list[bytes]], last: list[bytes], usage: JSON | None) -> Events:
+    """Return the events of all choices, one of each in turn; `usage` is what comes after their last ones."""
     turns = chain.from_iterable(zip_longest(*shown))
-    return Events([piece for piece in turns if piece is not None], last, [DONE], event(FAILED))
+    end = last if usage is None else [*last, event(usage)]
+    return Events([piece for piece in turns if piece is not None], end, [DONE], event(FAILED))
 
 
 def _chat_pieces(choice: JSON, chunks: int | None) -> Iterator[JSON]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
-from math import isinf
+from collections import deque
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import parse_qs
@@ -18,15 +17,15 @@ from urllib.parse import parse_qs
 import msgspec
 
 from rxllm.errors import ConfigError
-from rxllm.testing._answers import CREATED, Answer, Ask, RefusedBodyError
-from rxllm.testing._arrivals import Log, Statistics
+from rxllm.testing._answers import Answer, Ask, RefusedBodyError
 from rxllm.testing._connection import Call, Connection, StreamedCall
-from rxllm.testing._dialects import EMPTY_BALANCE, OPENAI, ROUTES, Dialect, dialect_of
+from rxllm.testing._counts import Counts
+from rxllm.testing._dialects import EMPTY_BALANCE, OPENAI, ROUTES, Dialect, dialect_of, models_reply
+from rxllm.testing._door import Door
 from rxllm.testing._events import EVENT_TYPE, Ending, spoil_events
 from rxllm.testing._faults import IN_STREAMS, STREAMED, FaultPlan, is_at_the_door
 from rxllm.testing._flow import Flow, framed
 from rxllm.testing._http import Head, parse_head
-from rxllm.testing._quotas import Entry, Limiter, go_duration, limiter
 from rxllm.testing._replies import JSON_TYPE, Refusal, hint_lines, reply_bytes, spoil, stream_head
 from rxllm.testing._settings import Settings, checked, split_answer
 from rxllm.testing._sharing import Sharing
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rxllm.testing._answers import AnswerFunction
+    from rxllm.testing._arrivals import Statistics
+    from rxllm.testing._quotas import Entry, Limiter
 
 monotonic = time.monotonic  # noqa: TID251 - the server's own clock: it stands for another machine
 
@@ -57,7 +58,7 @@ class Server:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.heads: dict[bytes, Head] = {}
-        self.log = Log(monotonic())
+        self.counts = Counts(monotonic())
         self._control = None if token is None else f"/control/{token}/"
         self._random = Random(seed)
         self._path_random = Random(f"path {seed}")  # of its own: the same faults come with and without jitter
@@ -67,8 +68,7 @@ class Server:
         self._faulty = False
         self._jittery = False
         self._travelling: dict[Connection, asyncio.TimerHandle] = {}  # requests that the jitter of the path holds
-        self._requests: Limiter | None = None
-        self._tokens: Limiter | None = None
+        self._quotas = Door()
         self._sharing: Sharing[Call] = Sharing()
         self._ended: deque[Call] = deque()
         self._draining = False
@@ -80,13 +80,7 @@ class Server:
         self._empty = asyncio.Event()
         self._listener: asyncio.Server | None = None
         self._port: int | None = None
-        # counted
-        self._statuses: Counter[int] = Counter()
-        self._reasons: Counter[str] = Counter()
-        self._replies = self._arrivals = self._admitted = self._disconnected = 0
-        self._prompt_tokens = self._completion_tokens = self._charged_tokens = 0
-        self._in_flight = self._max_in_flight = 0
-        self._max_connections = self._connections_made = 0
+        self._replies = 0  # written: each has its number
         self.apply(changes)
 
     async def open(self, port: int = 0) -> int:
@@ -129,10 +123,7 @@ class Server:
         self._settings = settings = msgspec.structs.replace(self._settings, **fields)
         if "answer" in fields:
             self._mode = fields["answer"] if function is None else function
-        if "requests" in fields:
-            self._requests = limiter(settings.requests, now, self._requests)
-        if "tokens" in fields:
-            self._tokens = limiter(settings.tokens, now, self._tokens)
+        self._quotas.apply(settings, fields, now)
         if "faults" in fields:
             self._plan.chances(settings.faults)
         if "script" in fields:
@@ -146,36 +137,20 @@ class Server:
 
     def statistics(self) -> Statistics:
         """Return the counts until now."""
-        return Statistics(
-            uptime=monotonic() - self.log.started,
-            cpu_seconds=time.process_time(),
-            arrivals=self._arrivals,
-            admitted=self._admitted,
-            statuses=dict(self._statuses),
-            reasons=dict(self._reasons),
-            disconnected=self._disconnected,
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            charged_tokens=self._charged_tokens,
-            in_flight=self._in_flight,
-            max_in_flight=self._max_in_flight,
-            connections=len(self._connections),
-            max_connections=self._max_connections,
-            connections_made=self._connections_made,
-        )
+        return self.counts.statistics(monotonic())
 
     # connections
 
     def joined(self, connection: Connection) -> int:
         """Register a connection; return its number."""
         self._connections.add(connection)
-        self._max_connections = max(self._max_connections, len(self._connections))
-        self._connections_made += 1
-        return self._connections_made - 1
+        return self.counts.joined()
 
     def left(self, connection: Connection) -> None:
         """Forget a connection."""
-        self._connections.discard(connection)
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self.counts.left()
         if not self._connections:
             self._empty.set()
 
@@ -189,9 +164,7 @@ class Server:
             self._arm(now)
         elif call.timer is not None:
             call.timer.cancel()
-        self._in_flight -= 1
-        self._disconnected += 1
-        self.log.disconnected(call.row)
+        self.counts.disconnected(call.row)
 
     def remember(self, raw: bytes) -> Head:
         """Parse a head and keep it: clients repeat themselves."""
@@ -205,7 +178,7 @@ class Server:
 
     def malformed(self, connection: Connection, status: int, text: str) -> None:
         """Answer what is no request, and close."""
-        self._note(monotonic(), connection, "", status, "malformed")
+        self.counts.served(monotonic(), connection.number, "", status, "malformed")
         body = OPENAI.error(Refusal(status, "malformed", text), "")
         connection.reject(self._format(OPENAI, status, body, JSON_TYPE, b"Connection: close\r\n"))
 
@@ -234,7 +207,7 @@ class Server:
         settings = self._settings
         most = settings.requests_per_connection
         if most is not None and settings.hang_up == "reuse" and connection.served >= most:
-            self._note(now, connection, "", 0, "hung_up")
+            self.counts.served(now, connection.number, "", 0, "hung_up")
             connection.abort()
             return
         if settings.key is not None and head.key != settings.key:
@@ -273,33 +246,16 @@ class Server:
         else:
             most = settings.default_max_tokens if ask.max_tokens is None else ask.max_tokens
             cost = ask.prompt_tokens + most
-        admission = self._admit(now, cost)
+        admission = self._quotas.admit(now, cost, self.counts.in_flight)
         if isinstance(admission, Refusal):
             self._refuse(now, connection, marker, ask.prompt_tokens, admission)
             return
         answer = answer or self._answer(dialect, ask)
         if answer.failed:
             fault = "answer_failed"
-        row = self.log.add(
-            now,
-            marker,
-            0,
-            fault or "ok",
-            ask.prompt_tokens,
-            answer.completion_tokens,
-            cost,
-            self._in_flight,
-            connection.number,
-            admitted=True,
+        row = self.counts.admitted(
+            now, connection.number, marker, fault or "ok", ask.prompt_tokens, answer.completion_tokens, cost
         )
-        self._arrivals += 1
-        self._admitted += 1
-        self._reasons[fault or "ok"] += 1
-        self._prompt_tokens += ask.prompt_tokens
-        self._completion_tokens += answer.completion_tokens
-        self._charged_tokens += cost
-        self._in_flight += 1
-        self._max_in_flight = max(self._max_in_flight, self._in_flight)
         if answer.events is None or (fault is not None and fault not in IN_STREAMS):
             call = Call(connection, dialect, now, answer.body, fault, row)
             slow = answer.completion_tokens
@@ -309,7 +265,7 @@ class Server:
             slow = 0  # its tokens take their time one by one
         connection.call = call
         if settings.charge == "settled":
-            call.due = (self._tokens, admission, cost, ask.prompt_tokens + answer.completion_tokens)
+            call.due = (self._quotas.tokens, admission, cost, ask.prompt_tokens + answer.completion_tokens)
         self._begin(now, call, slow)
 
     def _answer(self, dialect: Dialect, ask: Ask) -> Answer:
@@ -334,31 +290,6 @@ class Server:
             self._arm(now)
         else:
             self._finish(call)
-
-    def _admit(self, now: float, cost: int) -> Entry | Refusal | None:
-        """Charge the quotas, and return the entry of the tokens if they have a quota; or say why not."""
-        settings, requests, tokens = self._settings, self._requests, self._tokens
-        if settings.max_in_flight is not None and self._in_flight >= settings.max_in_flight:
-            status = settings.overload_status
-            text = f"Too many requests in flight: limit {settings.max_in_flight}."
-            return Refusal(status, "max_in_flight", text, settings.fault_retry_after)
-        request_wait = 0.0 if requests is None else requests.wait(now, 1)
-        token_wait = 0.0 if tokens is None else tokens.wait(now, cost)
-        if request_wait <= 0 and token_wait <= 0:
-            if requests is not None:
-                requests.charge(now, 1)
-            return None if tokens is None else tokens.charge(now, cost)
-        if settings.charge_refused and requests is not None:
-            requests.charge(now, 1)
-        unit, state, need = ("requests", requests, 1) if request_wait >= token_wait else ("tokens", tokens, cost)
-        amount = 0.0 if state is None else state.quota.amount
-        wait = max(request_wait, token_wait)
-        if isinf(wait):
-            text = f"Request too large on {unit}: Limit {amount:g}, Requested {need}."
-            return Refusal(429, "too_large", text)
-        used = amount - (0.0 if state is None else state.remaining(now))
-        text = f"Rate limit reached on {unit}: Limit {amount:g}, Used {used:g}, Requested {need}."
-        return Refusal(429, unit, f"{text} Please try again in {go_duration(wait)}.", wait)
 
     def _door(self, fault: str) -> Refusal:
         if fault == "insufficient_quota":
@@ -403,14 +334,12 @@ class Server:
         connection, dialect, fault = call.connection, call.dialect, call.fault
         if connection.call is not call or connection.is_closing:  # its client went away in this very moment
             connection.call = None
-            self._in_flight -= 1
-            self._disconnected += 1
-            self.log.disconnected(call.row)
+            self.counts.disconnected(call.row)
             return
         if isinstance(call, StreamedCall) and call.is_due:
             self._stream(call)
             return
-        self._in_flight -= 1
+        self.counts.in_flight -= 1
         now = monotonic()
         status, kind, body = 200, JSON_TYPE, call.body
         if fault is not None:
@@ -424,12 +353,11 @@ class Server:
             status, kind, body = spoil(fault, body, lambda refusal: self._error(dialect, refusal))
         if call.due is not None and status == 200:  # noqa: PLR2004 - OK
             self._settle_tokens(now, call.row, *call.due)
-        self.log.answered(call.row, now, status)
-        self._statuses[status] += 1
+        self.counts.answered(call.row, now, status)
         took = dialect.took
         extra = b"" if took is None else b"%b: %d\r\n" % (took, (now - call.arrived) * 1000)
         if fault == "truncated":
-            whole = self._format(dialect, status, body, kind, extra + self._limit_headers(now, dialect))
+            whole = self._format(dialect, status, body, kind, extra + self._quotas.headers(now, dialect))
             connection.reply(whole[: len(whole) - (len(body) + 1) // 2], last=True)
         else:
             self._send(now, connection, dialect, status, body, kind, extra)
@@ -443,7 +371,7 @@ class Server:
             gap = settings.latency.per_token * call.tokens / len(pieces)
         extra = b"" if dialect.took is None else b"%b: %d\r\n" % (dialect.took, (now - call.arrived) * 1000)
         if settings.limit_headers:
-            extra += self._limit_headers(now, dialect)
+            extra += self._quotas.headers(now, dialect)
         line, last = self._ending(connection)
         chunked = not line
         self._replies += 1
@@ -463,11 +391,10 @@ class Server:
             call.timer = self.loop.call_later(self._settings.max_stall, self._finish, call)
             return
         now = monotonic()
-        self._in_flight -= 1
+        self.counts.in_flight -= 1
         if call.due is not None:
             self._settle_tokens(now, call.row, *call.due)
-        self.log.answered(call.row, now, 200)
-        self._statuses[200] += 1
+        self.counts.answered(call.row, now, 200)
         call.connection.done(last=last or ending == "close")
 
     def _settle_tokens(  # noqa: PLR0917 - once per request: keywords cost
@@ -476,11 +403,10 @@ class Server:
         """Charge what was used instead of what was reserved."""
         if state is not None and entry is not None:
             state.settle(now, entry, actual)
-        self._charged_tokens += actual - reserved
-        self.log.settled(row, actual)
+        self.counts.settled(row, reserved, actual)
 
     def _refuse(self, now: float, connection: Connection, marker: str, prompt: int, refusal: Refusal) -> None:
-        self._note(now, connection, marker, refusal.status, refusal.reason, prompt)
+        self.counts.served(now, connection.number, marker, refusal.status, refusal.reason, prompt)
         dialect = OPENAI if connection.head is None else dialect_of(connection.head.path)
         extra = b"" if refusal.hint is None else hint_lines(refusal.hint, self._settings.retry_after)
         self._send(now, connection, dialect, refusal.status, self._error(dialect, refusal), JSON_TYPE, extra)
@@ -488,16 +414,6 @@ class Server:
     def _error(self, dialect: Dialect, refusal: Refusal) -> bytes:
         """Return the body of an error, with the id that its reply will have if it is sent next."""
         return dialect.error(refusal, f"req_{self._replies + 1:08x}")
-
-    def _note(  # noqa: PLR0917 - once per request: keywords cost
-        self, now: float, connection: Connection, marker: str, status: int, reason: str, prompt: int = 0
-    ) -> None:
-        """Log a request that is not taken into service."""
-        self.log.add(now, marker, status, reason, prompt, 0, 0, self._in_flight, connection.number, admitted=False)
-        self._arrivals += 1
-        self._reasons[reason] += 1
-        if status:
-            self._statuses[status] += 1
 
     def _send(  # noqa: PLR0917 - the same
         self,
@@ -510,8 +426,8 @@ class Server:
         extra: bytes,
     ) -> None:
         settings, head = self._settings, connection.head
-        if settings.limit_headers and (self._requests or self._tokens):
-            extra += self._limit_headers(now, dialect)
+        if settings.limit_headers:
+            extra += self._quotas.headers(now, dialect)
         most = settings.requests_per_connection
         silent = most is not None and settings.hang_up == "idle" and connection.served + 1 >= most
         last = head is None or not head.keep_alive
@@ -534,41 +450,22 @@ class Server:
         self._replies += 1
         return reply_bytes(status, body, kind, dialect.request_id, self._replies, extra)
 
-    def _limit_headers(self, now: float, dialect: Dialect) -> bytes:
-        lines = b""
-        for unit, state in ((b"requests", self._requests), (b"tokens", self._tokens)):
-            if state is not None:
-                lines += dialect.limit(unit, state.quota.amount, state.remaining(now), state.reset(now))
-        return lines
-
     # other routes
 
     def _serve_other(self, now: float, connection: Connection, head: Head) -> None:
-        name = f"{head.method} {head.path}"
-        models = {model: {"id": model, "object": "model", "created": CREATED} for model in self._settings.models}
-        model = head.path.removeprefix("/v1/models/")
-        if head.path in ROUTES or (head.path == "/v1/models" and head.method != "GET"):
-            refusal = Refusal(405, "bad_method", f"Not allowed method for {name}.")
-            self._refuse(now, connection, "", 0, refusal)
+        found = models_reply(head.method, head.path, self._settings.models)
+        if isinstance(found, Refusal):
+            self._refuse(now, connection, "", 0, found)
             return
-        found: object = None
-        if head.path == "/v1/models":
-            found = {"object": "list", "data": list(models.values())}
-        elif head.method == "GET":
-            found = models.get(model)
-        if found is None:
-            text = f"Unknown request URL: {name}. Please check the URL: it ends with /v1."
-            self._refuse(now, connection, "", 0, Refusal(404, "not_found", text))
-            return
-        self._note(now, connection, "", 200, "models")
-        self._send(now, connection, OPENAI, 200, msgspec.json.encode(found), JSON_TYPE, b"")
+        self.counts.served(now, connection.number, "", 200, "models")
+        self._send(now, connection, OPENAI, 200, found, JSON_TYPE, b"")
 
     def _serve_control(self, connection: Connection, head: Head, body: bytes) -> None:
         """Serve the parent of a child process: the log, the statistics, changes."""
         what = f"{head.method} {head.path.rpartition('/')[2]}"
         status, data = 200, b"{}"
         if what == "GET log":
-            data = msgspec.msgpack.encode(self.log.columns())
+            data = msgspec.msgpack.encode(self.counts.log.columns())
         elif what == "GET statistics":
             data = msgspec.json.encode(self.statistics())
         elif what == "POST settings":

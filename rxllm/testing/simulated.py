@@ -217,7 +217,7 @@ class SimulatedProvider:
         Raises:
             ConfigError: it has never run.
         """
-        return self._running().log
+        return self._running().counts.log
 
     def statistics(self) -> Statistics:
         """Return the counts until now.

@@ -145,3 +145,10 @@ def test_refusals_for_other_reasons_do_not_widen_a_margin_without_end() -> None:
         full(book, 20.0 * second)
         book.settle((1.0,), [(-5, 1.0)], "refused", None, 20.0 * second + 1, sent=20.0 * second)
     assert 0.05 < book._jitter <= 0.15
+
+
+def test_a_small_part_of_a_small_bucket_still_holds_a_request() -> None:
+    quota = Quota(100, per=60.0, strategy="bucket", burst=5)
+    ledger = Ledger([quota], share=0.1, accounting=GENERIC, make=lambda quota, most: meter(quota, most=most))
+    assert (ledger.quotas[0].limit, ledger.quotas[0].burst) == (10.0, 1.0)
+    assert ledger.full(ledger.amounts({}), 0.0) is None

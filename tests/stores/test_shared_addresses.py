@@ -5,7 +5,7 @@ import pytest
 from rxllm.errors import ConfigError
 from rxllm.policies.quota import Quota
 from rxllm.policies.store import Store
-from rxllm.stores.shared_quota import _key, _located
+from rxllm.stores.backends import key_of, located
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_secret_of_the_environment_is_scrubbed_as_it_is_and_as_it_stands_in_th
 
 
 @pytest.mark.parametrize(
-    ("url", "located"),
+    ("url", "expected"),
     [
         pytest.param("redis://host", "redis://host:6379", id="the-usual-port"),
         pytest.param("redis://:p@host/2?a=b", "redis://:p@host:6379/2?a=b", id="between-host-and-path"),
@@ -49,19 +49,19 @@ def test_a_secret_of_the_environment_is_scrubbed_as_it_is_and_as_it_stands_in_th
         pytest.param("mongodb+srv://host/x", "mongodb+srv://host/x", id="nor-has-a-name-that-is-looked-up"),
     ],
 )
-def test_a_port_is_filled_in_where_the_client_wants_one(url, located):
-    assert _located(Store(url)) == located
+def test_a_port_is_filled_in_where_the_client_wants_one(url, expected):
+    assert located(Store(url)) == expected
 
 
 def test_the_key_tells_quotas_apart_and_fits_every_store():
     store = Store("redis://h", name="my key {}\n")
     keys = {
-        _key(Quota(limit, per=per, unit=unit, strategy=strategy), store)
+        key_of(Quota(limit, per=per, unit=unit, strategy=strategy), store)
         for limit in (5, 6)  # those who share a key may have other parts of it
         for per in (1, 60)
         for unit in ("requests", "tokens")
         for strategy in ("sliding", "fixed", "bucket")
     }
     assert len(keys) == 12
-    long = _key(Quota("5/minute"), Store("redis://h", name="x" * 1_000))
+    long = key_of(Quota("5/minute"), Store("redis://h", name="x" * 1_000))
     assert all(len(key) < 200 and key.isprintable() and " " not in key and "}" not in key for key in (*keys, long))

@@ -12,7 +12,8 @@ from rxllm.clock import loop_clock
 from rxllm.errors import ConfigError
 from rxllm.policies.quota import Quota
 from rxllm.policies.store import Store
-from rxllm.stores.shared_quota import ROUNDED, shared_meter
+from rxllm.stores.backends import ROUNDED
+from rxllm.stores.shared_quota import shared_meter
 
 names = itertools.count()
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from rxllm.policies.local_lease import Ask, LocalLease
 from rxllm.policies.quota import Quota
 from rxllm.policies.store import Store
-from rxllm.stores.lease import Ask, LocalLease
-from rxllm.stores.shared_quota import _Scripted
+from rxllm.stores.backends import Scripted
 
 LIMIT, PER, MARGIN = 40, 0.3, 0.0
 names = itertools.count()
@@ -33,7 +33,7 @@ class Table:
 
     def __init__(self, server, quota):
         self.quota = quota
-        self.backend = _Scripted(quota, quota.store)
+        self.backend = Scripted(quota, quota.store)
         self.holders = [LocalLease(f"c{n}", limit=quota.limit, life=0, keep=0, size=0) for n in range(3)]
         self.numbers = itertools.count(1)
         self.life, self.keep = self.backend._times[1], self.backend._times[0]

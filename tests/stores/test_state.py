@@ -27,6 +27,7 @@ from rxllm.policies.meters import LocalMeter, meter
 from rxllm.policies.quota import ChargedAt, Quota, Strategy
 from rxllm.stores import state as module
 from rxllm.stores.state import KeptMeter, kept_meter
+from rxllm.stores.state_file import StateFile
 from rxllm.testing import VirtualScheduler
 
 LIMIT, PER = 16, 8.0
@@ -505,14 +506,14 @@ def test_while_the_disk_is_full_the_run_goes_on_and_the_file_ends_with_a_line(
 
 def test_a_full_disk_is_tried_again_once_a_second_at_most(machine: Machine) -> None:
     tried: list[float] = []
-    append = module._File.append
+    append = StateFile.append
 
     def count(file: object, data: bytes) -> None:
         tried.append(machine.now)
         append(file, data)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch, room_for(0):
-        patch.setattr(module._File, "append", count)
+        patch.setattr(StateFile, "append", count)
         for _ in range(40):
             machine.meter.book(0.25, machine.now)
             machine.clock.advance(1 / 16)
@@ -530,7 +531,7 @@ def test_while_there_is_no_room_for_a_new_file_lines_are_still_added(
     machine.kill()
     machine.restart()
     with monkeypatch.context() as patch:
-        patch.setattr(module._File, "replace", refuse)
+        patch.setattr(StateFile, "replace", refuse)
         for _ in range(2):
             machine.meter.book(1, machine.now)
             machine.clock.advance(1.0)

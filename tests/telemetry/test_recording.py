@@ -176,7 +176,7 @@ def test_a_mark_says_what_happened(event, kind, text):
     gate, scheduler = rxllm.Gate(concurrency=1), VirtualScheduler()
     with Recording(gate) as recording:
         Asker(gate, scheduler)
-        gate._tell(event)
+        gate._news.tell(event)
     assert kinds(recording) == [(kind, text)]
 
 
@@ -185,7 +185,7 @@ def test_no_password_of_a_store_is_recorded():
     quota = rxllm.Quota("5/minute", store="redis://user:hunter2@localhost")
     with Recording(gate) as recording:
         Asker(gate, scheduler)
-        gate._tell(StoreChanged(at=1.0, quota=quota, reachable=False, reason="gone"))
+        gate._news.tell(StoreChanged(at=1.0, quota=quota, reachable=False, reason="gone"))
     shown = f"{recording!r} {recording.table()!r}"
     assert "gone" in shown
     assert "hunter2" not in shown
@@ -199,7 +199,7 @@ def test_a_closed_recording_stays_as_it_is_and_costs_the_gate_nothing():
     recording.close()
     Asker(gate, scheduler)
     assert recording.table().admitted == (1,)
-    assert gate._events.observers == []
+    assert gate._news.events.observers == []
 
 
 def test_a_recording_ends_with_its_gate_and_stays():
@@ -207,7 +207,7 @@ def test_a_recording_ends_with_its_gate_and_stays():
     with rxllm.Gate(concurrency=5) as gate:
         recording = Recording(gate)
         Asker(gate, scheduler)
-    assert gate._events.observers == []
+    assert gate._news.events.observers == []
     assert recording.table().admitted == (1,)
     assert Recording(gate).table().admitted == ()
 

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from reactivex.testing import TestScheduler
 
-from rxllm import gate as gates
 from rxllm.clock import clock_of, loop_clock
 from rxllm.errors import ConfigError, InvalidRequestError
 from rxllm.gate import Gate, Lease, Waiter
+from rxllm.policies import admission
 from rxllm.policies.accounting import Ending
-from rxllm.policies.quota import Quota
+from rxllm.policies.quota import Quota, parse_quotas
 from rxllm.policies.sliding import SLOTS
+from rxllm.reports import Explanation
 from rxllm.testing import VirtualScheduler
 
 MS = 0.001
@@ -72,13 +73,14 @@ class Desk:
         self.scheduler = VirtualScheduler()
         self.gate = Gate(*quotas, **options)
         self.fired: list[float] = []
-        fire = self.gate._fire
+        lookout = self.gate._queue._lookout
+        fire = lookout._fire
 
         def fire_and_count() -> None:
             self.fired.append(self.scheduler.seconds())
             fire()
 
-        self.gate._fire = fire_and_count  # type: ignore[method-assign]
+        lookout._fire = fire_and_count  # type: ignore[method-assign]
 
     def ask(
         self,
@@ -100,7 +102,7 @@ class Desk:
 
 def exact(text: str) -> Quota:
     """Return a quota without a margin."""
-    (quota,) = gates.parse_quotas(text)
+    (quota,) = parse_quotas(text)
     return Quota(quota.limit, per=quota.per, unit=quota.unit, margin=0.0)
 
 
@@ -153,8 +155,8 @@ class Machine(RuleBasedStateMachine):
         look=st.integers(1, 4),
     )
     def begin(self, quotas: list[Quota], concurrency: int | None, rate: float | None, passes: int, look: int) -> None:
-        self.kept = (gates.PASSES, gates.LOOK)
-        gates.PASSES, gates.LOOK = self.passes, self.look = passes, look
+        self.kept = (admission.PASSES, admission.LOOK)
+        admission.PASSES, admission.LOOK = self.passes, self.look = passes, look
         self.desk = Desk(*quotas, concurrency=concurrency, rate=rate)
         self.gate, self.scheduler = self.desk.gate, self.desk.scheduler
         self.quotas, self.limit, self.rate = quotas, concurrency, rate
@@ -183,7 +185,7 @@ class Machine(RuleBasedStateMachine):
             assert len(self.desk.fired) <= 3 * (self.admissions + self.changes) + sum(map(len, self.history))
             assert all(later - earlier >= MS - HAIR for earlier, later in itertools.pairwise(self.desk.fired))
         finally:
-            gates.PASSES, gates.LOOK = self.kept
+            admission.PASSES, admission.LOOK = self.kept
 
     @property
     def now(self) -> float:
@@ -1205,7 +1207,7 @@ def test_explain_says_how_full_a_quota_is_and_that_one_of_nothing_is_full() -> N
 
 
 def test_the_times_that_are_explained_are_parts_of_their_sum_longest_first() -> None:
-    said = gates.Explanation(binding="pace", seconds={"pace": 1.0, "network": 3.0}, fill={"1 usd per 1 seconds": 0.5})
+    said = Explanation(binding="pace", seconds={"pace": 1.0, "network": 3.0}, fill={"1 usd per 1 seconds": 0.5})
     assert [line.split() for line in str(said).splitlines()] == [
         ["limited", "by", "pace"],
         ["time", "of", "all", "attempts:"],
@@ -1214,7 +1216,7 @@ def test_the_times_that_are_explained_are_parts_of_their_sum_longest_first() -> 
         ["quotas", "in", "use:"],
         ["50%", "of", "1", "usd", "per", "1", "seconds"],
     ]
-    short = gates.Explanation(binding="pace", seconds={"pace": 0.5}, fill={})
+    short = Explanation(binding="pace", seconds={"pace": 0.5}, fill={})
     assert "100%" in str(short)
 
 

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rxllm.stores.lease import SPACING, Ask, Grant, LocalLease
+from rxllm.policies.local_lease import SPACING, Ask, Grant, LocalLease
 
 LIFE, KEEP, LIMIT = 1.0, 32.0, 64.0
 TICKS = st.integers(0, 40).map(lambda ticks: ticks / 16)

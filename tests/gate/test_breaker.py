@@ -10,7 +10,7 @@ from reactivex import operators as ops
 import rxllm
 from rxllm import errors, events
 from rxllm.errors import BreakerError, ConfigError, ServerError
-from rxllm.gate import Gate
+from rxllm.gate import Gate, Lease
 from rxllm.messages import Reply, Request, chat
 from rxllm.operators import admit, call, retry
 from rxllm.policies.backoff import Backoff
@@ -120,3 +120,36 @@ def test_what_is_no_breaker_and_no_budget_is_refused(name: str, value: Any) -> N
         Gate(**{name: value})
     with pytest.raises(ConfigError, match="budget must be a RetryBudget or None"):
         retry(Backoff(), budget=5)  # type: ignore[arg-type]
+
+
+class Persistent:
+    """Asks again as soon as it is turned away, as often as it may."""
+
+    def __init__(self, gate: Gate, scheduler: VirtualScheduler, times: int) -> None:
+        self.gate, self.scheduler, self.times = gate, scheduler, times
+        self.turned_away_at: list[float] = []
+
+    def ask(self) -> None:
+        self.gate.enter(self.gate.apply(self.scheduler, (), self))
+
+    def admitted(self, _lease: Lease) -> None:
+        raise AssertionError
+
+    def turned_away(self, _error: object) -> None:
+        self.turned_away_at.append(self.scheduler.seconds())
+        if len(self.turned_away_at) < self.times:
+            self.ask()
+
+
+def test_who_is_turned_away_by_an_open_breaker_and_asks_again_at_once_is_heard_again() -> None:
+    scheduler = VirtualScheduler()
+    breaker = Breaker(seconds=1.0, failures=1, stop=True)
+    gate = Gate(breaker=breaker)
+    for now in (0.0, 0.0, 2.0):
+        breaker.fail(now)
+    assert breaker.state == "open"
+    asking = Persistent(gate, scheduler, times=3)
+    asking.ask()
+    scheduler.run()
+    assert asking.turned_away_at == [0.0, 0.0, 0.0]
+    assert gate.statistics().waiting == scheduler.pending == 0
