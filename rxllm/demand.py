@@ -9,12 +9,14 @@ that can wait asks `room()` before it emits and is offered room when there is so
 
 Room is a level, not a credit: a source sees what the consumer holds, not what an operator in between holds.
 `OPERATORS` says what that means for each stock operator: how far the source may run ahead of the consumer.
+
+What may still be sent rides on the subscription too, from a budget to the attempts inside of it: see `Allowance`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from reactivex import abc
 from reactivex.scheduler.periodicscheduler import PeriodicScheduler
@@ -29,10 +31,14 @@ if TYPE_CHECKING:
 
     from reactivex import typing as rx_typing
 
+    from rxllm.messages import Attempt, Request
+
 __all__ = [
     "NOTHING",
     "OPERATORS",
     "UNDEMANDED",
+    "Allowance",
+    "Asked",
     "Demand",
     "DemandScheduler",
     "Disposable",
@@ -41,6 +47,7 @@ __all__ = [
     "Observer",
     "Outlet",
     "Puller",
+    "Waiting",
     "undemanded",
 ]
 
@@ -131,7 +138,51 @@ class Puller(Protocol):
     """Something with items that waits for room."""
 
     def pull(self, n: int, /) -> int:
-        """Emit at most `n` items now and say how many; wait again when there is more."""
+        """Emit at most `n` items now and say how many; wait again when there is more. 0 asks if there is."""
+        ...
+
+
+class Asked(NamedTuple):
+    """Whom an attempt has asked, as far as that is known: it says what the tokens cost."""
+
+    request: Request | None
+    route: str | None  # which of several clients
+    model: str | None  # that the answer names
+
+
+class Waiting(Protocol):
+    """An attempt that is not sent yet: it waits for a gate, or backs off."""
+
+    def give_up(self, error: Exception, /) -> None:
+        """Fail with `error` now."""
+        ...
+
+
+class Allowance(Protocol):
+    """What may still be sent in a part of a pipeline. It rides on the subscription, as demand does: see `budget`."""
+
+    def refusal(self) -> Exception | None:
+        """Return what an attempt that may not be sent any more fails with; None: it may be sent."""
+        ...
+
+    def has_refused(self, error: object, /) -> bool:
+        """Say whether something fails with `error` because it may not be sent any more."""
+        ...
+
+    def begin(self) -> None:
+        """Count an attempt that is sent now."""
+        ...
+
+    def end(self, attempt: Attempt, asked: Asked, /, *, recorded: bool) -> None:
+        """Count what an attempt has used; `recorded`: an outcome will have it."""
+        ...
+
+    def wait(self, waiting: Waiting, /) -> None:
+        """Give `waiting` up when nothing more may be sent."""
+        ...
+
+    def leave(self, waiting: Waiting, /) -> None:
+        """Forget `waiting`."""
         ...
 
 
@@ -293,6 +344,12 @@ class Demand:
         if puller in self.waiting:
             self.waiting.remove(puller)
 
+    def ask_end(self) -> None:
+        """Have those who wait end now, if they know that they have nothing more."""
+        waiting, self.waiting = self.waiting, deque()
+        for puller in waiting:
+            puller.pull(0)
+
     def wake(self) -> None:
         """Offer room to those who wait, in the next turn."""
         if self.waiting and not self._turning and self.room() > 0:
@@ -424,28 +481,32 @@ class Outlet(Generic[T]):
 
 
 class DemandScheduler(PeriodicScheduler):
-    """The scheduler of a subscription, wrapped to carry the demand of its consumer.
+    """The scheduler of a subscription, wrapped to carry the demand of its consumer, and what may still be sent.
 
     Every action gets the wrapper, not the wrapped, so demand survives operators that resubscribe from a timer. Wrapping
-    a
-    wrapper unwraps it first: depth never grows. An action that raises ends the run.
+    a wrapper unwraps it first: depth never grows. An action that raises ends the run.
     """
 
-    def __init__(self, clock: Clock, demand: Demand | None, flow: Flow) -> None:
+    def __init__(self, clock: Clock, demand: Demand | None, flow: Flow, allowance: Allowance | None = None) -> None:
         self.clock = clock
         self.base = clock.scheduler
         self.demand = demand
         self.flow = flow
+        self.allowance = allowance
 
     def with_demand(self, demand: Demand | None) -> DemandScheduler:
         """Return the scheduler that a stage subscribes its source with."""
         if demand is not None:
             demand.below = self.demand
-        return DemandScheduler(self.clock, demand, self.flow)
+        return DemandScheduler(self.clock, demand, self.flow, self.allowance)
+
+    def with_allowance(self, allowance: Allowance | None) -> DemandScheduler:
+        """Return the scheduler for a part of the pipeline in which that much may be sent."""
+        return DemandScheduler(self.clock, self.demand, self.flow, allowance)
 
     def for_inner(self) -> DemandScheduler:
         """Return the scheduler for inner streams: the same demand, but a drain does not cut them short."""
-        return DemandScheduler(self.clock, self.demand, self.flow.inner())
+        return DemandScheduler(self.clock, self.demand, self.flow.inner(), self.allowance)
 
     @property
     def now(self) -> datetime:

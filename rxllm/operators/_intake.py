@@ -25,6 +25,7 @@ class Wrapper(Generic[T]):
 
     def __init__(self, operator: Asking[T]) -> None:
         self.operator = operator
+        self.takes_finished: bool = getattr(operator, "takes_finished", False)  # see `rxllm.operators._finished`
 
     def request(self, item: Any) -> Request:
         """Return the request that an item stands for; itself, if it is one.
@@ -37,6 +38,12 @@ class Wrapper(Generic[T]):
     def client(self, request: Request) -> Any:
         """Return the client that `request` is sent with; or the several that it may be sent with."""
         return self.operator.client(request)
+
+    def keep_beside(self, path: str) -> None:
+        """Keep what is booked of long quotas in files beside `path`, if the operator inside knows how."""
+        keep = getattr(self.operator, "keep_beside", None)
+        if keep is not None:
+            keep(path)
 
 
 class Intake(Demand):
@@ -133,9 +140,11 @@ class Intake(Demand):
             self._asking = True
             below.wait(self)
 
-    def pull(self, _n: int) -> int:
+    def pull(self, n: int) -> int:
         """Learn that the operator inside has room: items come from the source, in a later turn."""
         self._asking = False
+        if n == 0:
+            self.ask_end()
         self.wake()
         return 0
 

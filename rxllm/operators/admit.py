@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
+from rxllm.demand import Asked
 from rxllm.errors import CallError, CancelledError, ConfigError, TimeoutError, ValidationError, check_callable
 from rxllm.gate import Gate, Lane, lane_of
-from rxllm.messages import Attempt, Reply, Usage
+from rxllm.messages import Attempt, Reply, Request, Usage
 from rxllm.operators.to_outcome import forget_traceback
 from rxllm.policies.headers import Limits
 from rxllm.stream import Stream, connected, subscribe
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from reactivex import Observable
 
     from rxllm.clock import Clock
-    from rxllm.demand import DemandScheduler, Disposable, Observer
+    from rxllm.demand import Allowance, DemandScheduler, Disposable, Observer
     from rxllm.gate import Lease, Waiter
     from rxllm.policies.accounting import Ending
 
@@ -73,6 +74,7 @@ def admit(
 class Admitted(Stream[T]):
     """`source` behind a gate. It remembers when it first came, which is the place of all its attempts in the queue."""
 
+    route: str | None = None  # which of several clients it leads to
     announced = False  # observers are told by `begun()` that their attempt starts, and say if it is `hedged`
 
     def __init__(
@@ -81,12 +83,14 @@ class Admitted(Stream[T]):
         lane: Lane,
         cost: Mapping[str, float],
         note: Callable[[Attempt], object] | None,
+        request: Request | None = None,
     ) -> None:
         self.source = source
         self.lane = lane
         self.gate = lane.gate
         self.cost = cost
         self.note = note
+        self.request = request  # says which model is asked, to a budget of dollars
         self.arrival: int | None = None
         self.attempts = 0
         self.ended: float | None = None  # when the last attempt ended
@@ -111,12 +115,23 @@ class Admitted(Stream[T]):
 class _Admission:
     """One attempt: an applicant at the gate, then the observer of the source."""
 
-    __slots__ = ("_carrier", "_lease", "_number", "_observer", "_operator", "_stopped", "_upstream", "_waiter")
+    __slots__ = (
+        "_allowance",
+        "_carrier",
+        "_lease",
+        "_number",
+        "_observer",
+        "_operator",
+        "_stopped",
+        "_upstream",
+        "_waiter",
+    )
 
     def __init__(self, operator: Admitted[Any], observer: Observer[Any], carrier: DemandScheduler) -> None:
         self._operator = operator
         self._observer = observer
         self._carrier = carrier
+        self._allowance = carrier.allowance
         self._lease: Lease | None = None
         self._stopped = False
         self._upstream: Disposable | None = None
@@ -126,6 +141,8 @@ class _Admission:
         """Ask for admission."""
         operator = self._operator
         gate = operator.gate
+        if self._allowance is not None and self._refused(self._allowance):
+            return
         if operator.ended is not None:
             gate.backed_off(self._carrier.clock.seconds() - operator.ended)
             operator.ended = None
@@ -139,8 +156,33 @@ class _Admission:
         self._waiter = waiter
         operator.arrival = waiter.arrival
         gate.enter(waiter)
+        if self._allowance is not None and waiter.applicant is not None:  # not admitted yet
+            self._allowance.wait(self)
+
+    def _refused(self, allowance: Allowance) -> bool:
+        """Fail if nothing more may be sent."""
+        refusal = allowance.refusal()
+        if refusal is None:
+            return False
+        self._stopped = True
+        self._observer.on_error(refusal)
+        return True
+
+    def give_up(self, error: Exception) -> None:
+        """Leave the queue: nothing more may be sent."""
+        if not self._stopped:
+            self._release()
+            self._observer.on_error(error)
 
     def admitted(self, lease: Lease) -> None:
+        allowance = self._allowance
+        if allowance is not None:
+            allowance.leave(self)
+            if allowance.refusal() is not None:
+                lease.settle("unsent")
+                self._refused(allowance)
+                return
+            allowance.begin()
         self._lease = lease
         operator = self._operator
         operator.attempts += 1
@@ -154,6 +196,8 @@ class _Admission:
             self._upstream = upstream
 
     def turned_away(self, error: CallError | ConfigError) -> None:
+        if self._allowance is not None:
+            self._allowance.leave(self)
         self._stopped = True
         self._observer.on_error(error)
 
@@ -201,6 +245,8 @@ class _Admission:
         self._stopped = True
         if self._waiter is not None:
             self._waiter.cancel()
+            if self._allowance is not None:
+                self._allowance.leave(self)
         if self._upstream is not None:
             self._upstream.dispose()
             self._upstream = None
@@ -219,7 +265,8 @@ class _Admission:
         limits: object = getattr(told, "limits", None)
         if isinstance(limits, Limits):
             operator.gate.observe(limits, lease.at)
-        if operator.note is None:
+        allowance = self._allowance
+        if operator.note is None and allowance is None:
             return None
         attempt = Attempt(
             number=self._number,
@@ -232,6 +279,11 @@ class _Admission:
         )
         if operator.announced and getattr(self._observer, "hedged", False):
             attempt = msgspec.structs.replace(attempt, hedged=True)
+        if allowance is not None:
+            asked = Asked(operator.request, operator.route, None if reply is None else reply.model)
+            allowance.end(attempt, asked, recorded=operator.note is not None)
+        if operator.note is None:
+            return None
         try:
             operator.note(attempt)
         except Exception as bug:

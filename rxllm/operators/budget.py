@@ -12,15 +12,17 @@ from rxllm.clients.routing import Routes
 from rxllm.demand import Outlet
 from rxllm.errors import CancelledError, ConfigError, QuotaExhaustedError, check_callable, check_choice, check_number
 from rxllm.messages import Outcome, Request, Usage
+from rxllm.operators._failure import failure
+from rxllm.operators._finished import Finished
 from rxllm.operators._intake import Intake, Wrapper
-from rxllm.operators.flat_map import failure
 from rxllm.policies.prices import Prices
 from rxllm.policies.spending import Spending, Spent
 from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
     from rxllm.clock import Handle
-    from rxllm.demand import DemandScheduler, Disposable, Observer
+    from rxllm.demand import Asked, DemandScheduler, Disposable, Observer, Waiting
+    from rxllm.messages import Attempt
     from rxllm.operators.journal import Asking
 
 __all__ = ["budget"]
@@ -40,7 +42,7 @@ def budget(
     prices: Prices | None = None,
     on_exhausted: Literal["complete", "raise"] = "complete",
 ) -> Budgeting[T]:
-    """Stop asking when a budget is used up: what is in progress is finished and delivered, and then the stream ends.
+    """Stop asking when a budget is used up: what is on the wire is finished and delivered, and then the stream ends.
 
         requests                        a-b-c-d-e-f
         call(client)                    --A-B-C-D-E-F
@@ -48,28 +50,34 @@ def budget(
 
     Emits: what the operator emits.
     Holds: nothing of a source that waits. It asks for no more items than the budget has room for: what is spent, and
-        what those in progress will cost if each costs the average so far, stays below it. So the last item may go
-        beyond the budget by what it costs, and by what those in progress cost more than the average.
-    Errors: those of the operator. With `on_exhausted="raise"` a `QuotaExhaustedError` after what was in progress. A
+        what those in progress will still cost if each costs the average so far, stays below it. So the last item may go
+        beyond the budget by what it costs, and by what those in progress cost more than the average; never beyond a
+        budget of requests.
+    Errors: those of the operator. With `on_exhausted="raise"` a `QuotaExhaustedError` after what was on the wire. A
         model without a price ends the stream likewise, with a `ConfigError` that names it; where the model is known
         before, its request is not sent.
-    Completes: when the operator does, or a budget is used up and nothing is in progress. A warning is logged then, and
-        `statistics().used_up` says which.
+    Completes: when the operator does. When a budget is used up nothing more is sent: what was pulled and waits for a
+        quota, for a place on the wire or for its next try is a `CancelledError` ("not asked: …"), which a journal does
+        not take for an answer: the next run asks again. Where a failure ends the stream (`on_failure="raise"`) there is
+        no outcome of it. What a stage above has in progress is cancelled.
     Dispose: as the operator.
 
-    Each attempt counts, also one that failed or whose answer was not good, with the usage that the server told of it.
-    Of an attempt that was cut off nobody knows what it cost: it counts as a request without tokens. What comes from a
-    cache or another request's answer has no attempts and costs nothing. What a journal inside of the budget replays
-    counts again: put the budget inside (`journal(path, budget(call(…)))`) to limit what this run spends, and outside to
-    limit what all runs of the journal spend.
+    If something was left unasked `statistics().used_up` says why, and a warning is logged. Of a list, a range and a
+    closed feed it is known when their last item was asked; any other source may have had one more.
+
+    Each attempt counts, also one that failed or whose answer was not good: as a request when it is sent, with the usage
+    that the server told of it when it ends. Of an attempt that was cut off nobody knows what it cost: it counts as a
+    request without tokens. What comes from a cache or another request's answer has no attempts and costs nothing. What
+    a journal inside of the budget replays counts again: put the budget inside (`journal(path, budget(call(…)))`) to
+    limit what this run spends, and outside to limit what all runs of the journal spend.
 
     Args:
         operator: what `call` returned, or `cache` or `journal` around it; any other operator from items to outcomes
-            that gives one for each.
+            that gives one for each. Attempts that are made without `admit` count with their outcome.
         requests: attempts, >= 1.
         tokens: input and output, >= 1.
         usd: > 0; needs `prices`.
-        seconds: since the subscription, > 0.
+        seconds: since the subscription, > 0; what is on the wire then is finished.
         prices: what each model costs.
         on_exhausted: "complete" or "raise".
 
@@ -137,20 +145,28 @@ class _Budgeted(Stream[Any]):
 
 
 class _Run:
-    """One subscription of budget: the observer of the operator inside."""
+    """One subscription of budget: the observer of the operator inside, and the allowance of what that sends."""
 
     __slots__ = (
         "_began",
         "_budgeting",
         "_carrier",
+        "_due",
+        "_exhausted",
         "_intake",
         "_lasted",
+        "_left",
+        "_noted",
         "_observer",
         "_outlet",
+        "_refusal",
         "_timer",
         "_told",
         "_upstream",
+        "_waiting",
         "error",
+        "outer",
+        "passing",
         "spending",
         "stopped",
         "used_up",
@@ -160,16 +176,24 @@ class _Run:
         self._budgeting = budgeting
         self._observer = observer
         self._carrier = carrier
+        self.outer = carrier.allowance  # of a budget around this one
         self._began = carrier.clock.seconds()
         self._lasted: float | None = None
         self.spending = Spending(**{kind: limit for kind, limit in budgeting.limits.items() if kind != "seconds"})
         self._intake = _Intake(self, carrier)
         self._outlet: Outlet[Any] = Outlet(observer, carrier)
+        self._left: list[Outcome[Any]] = []  # of items that are not asked
         self._timer: Handle | None = None
+        self._due: Handle | None = None  # when what waits is given up
         self._upstream: Disposable | None = None
         self._told = False  # that usage is not known
+        self._noted: dict[int, _Noted] = {}  # attempts that have ended, and their outcome is still to come
+        self._waiting: dict[Waiting, None] = {}  # attempts that are not sent yet, in the order in which they came
+        self._refusal: CancelledError | None = None  # of all that is not sent any more
+        self._exhausted: str | None = None  # the budget of which nothing is left
+        self.passing: set[int] = set()  # outcomes that were finished before: they are not counted
         self.error: ConfigError | None = None
-        self.used_up: str | None = None
+        self.used_up: str | None = None  # the same, once something was left unasked because of it
         self.stopped = False
 
     def connect(self, source: Observable[Any]) -> None:
@@ -180,11 +204,57 @@ class _Run:
         if not isinstance(stream, Observable):
             msg = f"operator must return an Observable, got {type(stream).__name__}"
             raise ConfigError(msg)
-        upstream = subscribe(cast("Observable[Any]", stream), self, self._carrier)
+        upstream = subscribe(cast("Observable[Any]", stream), self, self._carrier.with_allowance(self))
         if self.stopped:
             upstream.dispose()
         else:
             self._upstream = upstream
+
+    # the allowance of each attempt inside
+
+    def refusal(self) -> Exception | None:
+        """Return what an attempt that may not be sent any more fails with."""
+        if self._refusal is None and self.outer is not None:
+            return self.outer.refusal()
+        return self._refusal
+
+    def has_refused(self, error: object) -> bool:
+        """Say whether something fails with `error` because it may not be sent any more."""
+        if self._refusal is not None and error is self._refusal:
+            return True
+        return self.outer is not None and self.outer.has_refused(error)
+
+    def begin(self) -> None:
+        """Count an attempt that is sent now."""
+        self.spending.spend(requests=1)
+        self._look()
+        if self.outer is not None:
+            self.outer.begin()
+
+    def end(self, attempt: Attempt, asked: Asked, *, recorded: bool) -> None:
+        """Count what an attempt has used; dollars with its outcome, if nobody says yet which model it was."""
+        usage, usd = attempt.usage, None
+        if usage is not None:
+            if asked.request is not None and "usd" in self._budgeting.limits:
+                usd = self._price(usage, asked.request, asked.route, asked.model)
+            self.spending.spend(tokens=usage.total_tokens, usd=usd or 0.0)
+        if recorded and not self.stopped:
+            self._noted[id(attempt.waited)] = (attempt.waited, usd)
+        self._look()
+        if self.outer is not None:
+            self.outer.end(attempt, asked, recorded=recorded)
+
+    def wait(self, waiting: Waiting) -> None:
+        """Give `waiting` up when a budget is used up."""
+        self._waiting[waiting] = None
+        if self.outer is not None:
+            self.outer.wait(waiting)
+
+    def leave(self, waiting: Waiting) -> None:
+        """Forget `waiting`."""
+        self._waiting.pop(waiting, None)
+        if self.outer is not None:
+            self.outer.leave(waiting)
 
     # what is spent
 
@@ -225,47 +295,52 @@ class _Run:
         several = zip(client.names, client.clients, strict=True)
         return {name: getattr(one, "model", None) for name, one in several}
 
-    def _cost(self, outcome: Outcome[Any]) -> float:
-        """Return what all attempts of an outcome cost, in USD.
-
-        Raises:
-            ConfigError: a model has no price, or nobody knows which one it was.
-        """
+    def _price(self, usage: Usage, request: Request, route: str | None, answered: str | None) -> float | None:
+        """Return what an attempt cost, in USD; None: nobody says which model it was. Without a price all ends."""
+        try:
+            models = self._models(request)
+        except Exception:  # of the user's functions
+            models = {}
+        model = models.get(route) or models.get(None) or answered
         prices = self._budgeting.prices
-        used = [attempt for attempt in outcome.attempts if attempt.usage is not None]
-        if not used or prices is None:
+        if model is None or prices is None:
+            return None
+        try:
+            return prices.cost(usage, model)
+        except ConfigError as wrong:
+            self.refuse(wrong)
             return 0.0
-        models = self._models(outcome.request)
-        cost = 0.0
-        for attempt in used:
-            model = models.get(attempt.route) or models.get(None)
-            if model is None and outcome.reply is not None:
-                model = outcome.reply.model
-            if model is None:
-                msg = "usd: nobody says which model has answered, so it has no price"
-                raise ConfigError(msg)
-            cost += prices.cost(cast("Usage", attempt.usage), model)
-        return cost
 
     def _count(self, outcome: Any) -> None:
-        """Count what an item has cost."""
+        """Count what an item has cost, as far as its attempts were not counted when they ended."""
         if not isinstance(outcome, Outcome):
             self.spending.end()
             return
         ended = cast("Outcome[Any]", outcome)
-        tokens = 0
+        tokens, usd = 0, 0.0
         for attempt in ended.attempts:
-            if attempt.usage is not None:
-                tokens += attempt.usage.total_tokens
-        usd = 0.0
-        if "usd" in self._budgeting.limits:
-            try:
-                usd = self._cost(ended)
-            except ConfigError as wrong:
-                self.refuse(wrong)
+            used, paid = self._count_attempt(attempt, ended)
+            tokens += used
+            usd += paid
         self.spending.end(requests=len(ended.attempts), tokens=tokens, usd=usd)
         if not tokens and not self._told and ended.error is None and ended.attempts:
             self._tell_unknown()
+
+    def _count_attempt(self, attempt: Attempt, outcome: Outcome[Any]) -> tuple[int, float]:
+        """Return the tokens and dollars of an attempt; count what of it was not."""
+        noted = self._noted.pop(id(attempt.waited), None)
+        usage = attempt.usage
+        tokens = 0 if usage is None else usage.total_tokens
+        if noted is None:
+            self.spending.spend(requests=1, tokens=tokens)
+        usd = None if noted is None else noted[1]
+        if usd is None and usage is not None and "usd" in self._budgeting.limits:
+            answered = None if outcome.reply is None else outcome.reply.model
+            usd = self._price(usage, outcome.request, attempt.route, answered)
+            if usd is None:
+                self.refuse(ConfigError("usd: nobody says which model has answered, so it has no price"))
+            self.spending.spend(usd=usd or 0.0)
+        return tokens, usd or 0.0
 
     def _tell_unknown(self) -> None:
         """Warn once that a good answer does not say what it has used."""
@@ -277,40 +352,79 @@ class _Run:
 
     # the ends of a budget
 
+    def _look(self) -> None:
+        """See whether a budget is used up."""
+        if self._refusal is None:
+            kind = self.spending.used_up()
+            if kind is not None:
+                self.exhaust(kind)
+
     def exhaust(self, kind: str) -> None:
-        """Pull nothing more: a budget is used up."""
-        if self.used_up is not None or self._intake.closed or self.stopped:
-            return
-        self.used_up = kind
-        _log.warning("%s: nothing more is pulled", self._reason(kind))
-        self._intake.halt()
+        """Let nothing more be sent: a budget is used up."""
+        if self._refusal is None and not self.stopped:
+            self._exhausted = kind
+            self._refusal = CancelledError(f"not asked: {self._reason(kind)}")
+            self._give_up_soon()
 
     def refuse(self, error: ConfigError) -> None:
-        """Pull nothing more: there is no price for what is asked."""
-        if self.error is None:
-            self.error = error
-            self._intake.halt()
+        """Let nothing more be sent: there is no price for what is asked."""
+        if self.error is not None or self.stopped:
+            return
+        self.error = error
+        if self._refusal is None:
+            self._refusal = CancelledError("not asked: the stream ends")
+            self._give_up_soon()
+        self._intake.halt()
 
     def _reason(self, kind: str) -> str:
         return f"the budget of {self._budgeting.limits[kind]:g} {kind} is used up"
 
+    def _give_up_soon(self) -> None:
+        """Give up what waits in the next turn: an attempt may be about to start, or to end, in this one."""
+        self._due = self._carrier.call_soon(self._give_up)
+
+    def _give_up(self) -> None:
+        """Pull nothing more, and fail all that waits to be sent."""
+        self._due = None
+        intake, refusal = self._intake, self._refusal
+        if not intake.over:
+            intake.ask_end()  # it may have been the last item
+        if not intake.over:
+            self._cut()
+        intake.halt()
+        for waiting in list(self._waiting):
+            if waiting in self._waiting and refusal is not None:
+                waiting.give_up(refusal)
+
+    def _cut(self) -> None:
+        """Note that something is left unasked."""
+        if self.used_up is None and self._exhausted is not None:
+            self.used_up = self._exhausted
+            _log.warning("%s: nothing more is asked", self._reason(self.used_up))
+
     def give_up(self, item: Any, error: Exception | None = None) -> None:
-        """Fail an item that is not asked: it came without being demanded, or it has no price."""
-        reason = "the stream ends" if self.used_up is None else self._reason(self.used_up)
-        self._outlet.push(failure(item, error or CancelledError(f"not asked: {reason}")))
+        """Fail an item that is not asked, after all that are: it came without being demanded, or it has no price."""
+        error = error or self._refusal or CancelledError("not asked: the stream ends")
+        outcome = failure(item, error)
+        self._left.append(outcome)
+        if outcome.error is error:  # else it was finished before
+            self._cut()
 
     # the observer of the operator inside
 
     def on_next(self, outcome: Any) -> None:
         if self.stopped:
             return
-        self._count(outcome)
+        if id(outcome) in self.passing:
+            self.passing.remove(id(outcome))
+        else:
+            self._count(outcome)
+        if self._refusal is not None and getattr(outcome, "error", None) is self._refusal:
+            self._cut()
         self._observer.on_next(outcome)
         if self.stopped:
             return
-        kind = self.spending.used_up()
-        if kind is not None:
-            self.exhaust(kind)
+        self._look()
         self._intake.resume()
 
     def on_error(self, error: Exception) -> None:
@@ -320,6 +434,8 @@ class _Run:
     def on_completed(self) -> None:
         if self.stopped:
             return
+        if self.spending.in_progress:  # what fails the stream (`on_failure="raise"`) does not come when it is not asked
+            self._cut()
         error: Exception | None = self.error
         if error is None and self._budgeting.raising and self.used_up is not None:
             error = QuotaExhaustedError(self._reason(self.used_up))
@@ -327,6 +443,8 @@ class _Run:
 
     def _end(self, error: Exception | None) -> None:
         self._release()
+        for outcome in self._left:
+            self._outlet.push(outcome)
         self._outlet.end(error)
 
     def dispose(self) -> None:
@@ -337,12 +455,18 @@ class _Run:
         if self._lasted is None:
             self._lasted = self._carrier.clock.seconds() - self._began
         self.stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for handle in (self._timer, self._due):
+            if handle is not None:
+                handle.cancel()
         self._intake.dispose()
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.dispose()
+
+
+# An attempt is known again by the dict of its waits: that is its own, and stays when the record is replaced (the answer
+# did not pass, the attempt was on another route). It is held so that nothing else gets its identity. And its dollars.
+_Noted = tuple[dict[str, float], float | None]
 
 
 class _Intake(Intake):
@@ -361,11 +485,22 @@ class _Intake(Intake):
         """Return how many items the budget has room for."""
         return self._run.spending.room() - len(self._pending)
 
+    def connect(self, source: Observable[Any], observer: Observer[Any], carrier: DemandScheduler) -> None:
+        """Subscribe the source, whose own attempts are no business of this budget."""
+        super().connect(source, observer, carrier.with_allowance(self._run.outer))
+
     def take(self, item: Any) -> None:
-        """Have `item` asked, if the budget has room for it."""
+        """Have `item` asked, if the budget has room for it; what is finished goes by."""
+        if isinstance(item, Finished) and not self._pending:
+            self._pass(item)
+            return
         self._pending.append(item)
         self.inside += 1
         self.resume()
+
+    def _pass(self, item: Finished) -> None:
+        self._run.passing.add(id(item.outcome))
+        self.give(item)
 
     def resume(self) -> None:
         """Give what waits, as far as there is room now."""
@@ -377,6 +512,9 @@ class _Intake(Intake):
             while pending and not self.closed and run.spending.room() > 0:
                 item = pending.popleft()
                 self.inside -= 1
+                if isinstance(item, Finished):
+                    self._pass(item)
+                    continue
                 try:
                     run.check(item)
                 except ConfigError as wrong:
@@ -415,7 +553,10 @@ class _Intake(Intake):
             self._pending.clear()
             return
         for item in held:
-            self._run.spending.end()
+            if isinstance(item, Finished):
+                self._run.passing.discard(id(item.outcome))
+            else:
+                self._run.spending.end()
             self._run.give_up(item)
         self._give_up()
 

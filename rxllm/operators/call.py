@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
-import reactivex as rx
-from reactivex.observable.groupedobservable import GroupedObservable
-
 from rxllm import runtime
 from rxllm.clients.routing import Routes
-from rxllm.errors import CancelledError, ConfigError, ValidationError, check_callable, check_choice, check_number
+from rxllm.errors import ConfigError, check_callable, check_choice, check_number
 from rxllm.gate import Gate, Lane, lane_of
-from rxllm.messages import Attempt, Chunk, Outcome, Reply, Request, Restarted, chat
-from rxllm.operators.admit import Admitted
-from rxllm.operators.flat_map import GROUPED, flat_map
-from rxllm.operators.hedge import Hedged
-from rxllm.operators.retry import Deadline, Retry
-from rxllm.operators.routed import LastRoutesBudget, Routed
-from rxllm.operators.single_flight import Flights, Merged, flight_key
-from rxllm.operators.to_outcome import ToOutcome, mark_invalid
-from rxllm.operators.validate import Validated, verdict
+from rxllm.messages import Attempt, Chunk, Outcome, Request, Restarted, chat
+from rxllm.operators._recipe import Recipe, RoutedRecipe, Shown, is_client, is_one
+from rxllm.operators.flat_map import flat_map
+from rxllm.operators.single_flight import Flights
 from rxllm.policies.backoff import Backoff, Draw
 from rxllm.policies.hedging import Hedge, Hedging
 from rxllm.policies.timeouts import Timeouts
@@ -31,20 +22,15 @@ from rxllm.policies.validation import Validate
 from rxllm.stream import Stream, subscribe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from reactivex import Observable
 
     from rxllm.clients.base import Client
     from rxllm.demand import DemandScheduler, Disposable, Observer
-    from rxllm.policies.budget import RetryBudget
 
 __all__ = ["call"]
 
 T = TypeVar("T")
 Check = Callable[[Any], bool | None]
-Show = Callable[[Chunk | Restarted], object]
-Attempting = Admitted[Reply[Any]] | Routed[Any]
 
 
 def call(
@@ -92,7 +78,8 @@ def call(
         timeouts: of each attempt, phase by phase.
         deadline: seconds from the pull after which a request is given up, whatever it waits for; the time in which a
             used-up quota suspends the gate (`gate.suspended`) does not count.
-        window: requests in progress, >= 1. None: twice the gate's limit and 32; 256 without a limit.
+        window: requests in progress, >= 1. None: twice the gate's limit and 32; 256 without a limit; and at most as
+            many again in place of those that back off for more than 5 s (`parking` of `flat_map`).
         ordered: emit in the order of the source.
         on_failure: "emit" or "raise".
         seed: makes the draws of the back-off reproducible.
@@ -112,7 +99,7 @@ def call(
             judged early, of requests that are hedged; pieces shown of requests that are merged.
     """
     routes = _check_client(client, gate)
-    lane = lane_of(Gate() if gate is None else gate)
+    given = None if gate is None else lane_of(gate)
     for name, value, kind in (("retry", retry, Backoff), ("timeouts", timeouts, Timeouts)):
         if not isinstance(value, kind):
             msg = f"{name} must be a {kind.__name__}, got {value!r}"
@@ -126,17 +113,21 @@ def call(
         validate = Validate(check=validate)
     check_callable("on_chunk", on_chunk, optional=True)
     _check_merging(hedge, single_flight=single_flight, on_chunk=on_chunk, validate=validate)
-    show: Callable[[Request, list[Attempt]], _Shown] | None = None
+    show: Callable[[Request, list[Attempt]], Shown] | None = None
     if stream or on_chunk is not None or (validate is not None and validate.early is not None):
-        show = partial(_Shown, on_chunk, None if validate is None else validate.early)
+        show = partial(Shown, on_chunk, None if validate is None else validate.early)
         _check_streams(client)
-    if window is not None:
-        width: int | Callable[[], int] = window
-    else:  # it follows the limit of the gate
-        width = (lambda: lane.gate.window) if routes is None else (lambda: routes.window)
-    recipe_of = _Recipe if routes is None else _RoutedRecipe
+    recipe_of = Recipe if routes is None else RoutedRecipe
 
     def apply(source: Observable[Any], draw: Draw = runtime.uniform) -> Observable[Outcome[T]]:
+        lane = Gate().main if given is None else given  # one of its own: what nobody shares may run on several loops
+        width: int | Callable[[], int]
+        if window is not None:
+            width = window
+        elif routes is not None:
+            width = partial(getattr, routes, "window")
+        else:  # it follows the limit of the gate
+            width = partial(getattr, lane.gate, "window")
         recipe = recipe_of(
             client,
             lane,
@@ -150,9 +141,9 @@ def call(
             hedging=None if hedge is None else Hedging(hedge),
             flights=Flights() if single_flight else None,
         )
-        return flat_map(recipe, window=width, ordered=ordered, on_failure=on_failure)(source)
+        return flat_map(recipe, window=width, ordered=ordered, on_failure=on_failure, parking=window is None)(source)
 
-    return Calling(apply if seed is None else lambda source: _Seeded(source, apply, seed), client)
+    return Calling(apply if seed is None else lambda source: _Seeded(source, apply, seed), client, given)
 
 
 def _check_client(client: object, gate: Gate | Lane | None) -> Routes[Any] | None:
@@ -192,26 +183,20 @@ def _check_merging(hedge: Hedge | None, *, single_flight: bool, on_chunk: object
         raise ConfigError(msg)
 
 
-def is_client(value: object) -> bool:
-    """Say whether `value` can be sent with; a coroutine has a `send` too."""
-    return hasattr(value, "send") and hasattr(value, "cost")
-
-
-def _is_one(client: object) -> bool:
-    """Say whether `client` is the same for each request."""
-    return is_client(client) or isinstance(client, Routes)
-
-
 class Calling(Generic[T]):
     """What `call` returns: an operator that knows whom it asks, for those who keep its outcomes."""
+
+    takes_finished = True  # as an item, see `rxllm.operators._finished`
 
     def __init__(
         self,
         apply: Callable[[Observable[Any]], Observable[Outcome[T]]],
         client: Client[T] | Routes[T] | Callable[[Request], Client[T]],
+        lane: Lane | None,
     ) -> None:
         self._apply = apply
         self._client = client
+        self._lane = lane
 
     def __call__(self, source: Observable[Any]) -> Observable[Outcome[T]]:
         """Return the stream of the outcomes."""
@@ -225,11 +210,19 @@ class Calling(Generic[T]):
         """
         if isinstance(item, Request):
             return item
-        return cast("Client[T]", self._client).wrap(item) if _is_one(self._client) else chat(item)
+        return cast("Client[T]", self._client).wrap(item) if is_one(self._client) else chat(item)
 
     def client(self, request: Request) -> Client[T] | Routes[T]:
         """Return the client that `request` is sent with; or the several that it may be sent with."""
-        return cast("Client[T]", self._client if _is_one(self._client) else cast("Any", self._client)(request))
+        return cast("Client[T]", self._client if is_one(self._client) else cast("Any", self._client)(request))
+
+    def keep_beside(self, path: str) -> None:
+        """Keep what is booked of long quotas in files beside `path`: a journal there is to survive restarts."""
+        if isinstance(self._client, Routes):
+            for name, lane in zip(self._client.names, self._client.lanes, strict=True):
+                lane.gate.keep_beside(f"{path}.{name}")
+        elif self._lane is not None:
+            self._lane.gate.keep_beside(path)
 
 
 class _Seeded(Stream[Outcome[T]]):
@@ -247,221 +240,3 @@ class _Seeded(Stream[Outcome[T]]):
 
     def _start(self, observer: Observer[Outcome[T]], carrier: DemandScheduler) -> Disposable:
         return subscribe(self.apply(self.source, random.Random(self.seed).uniform), observer, carrier)
-
-
-class _Recipe:
-    """What `call` does with each item: item -> its stream of one outcome."""
-
-    def __init__(
-        self,
-        client: Any,
-        lane: Lane,
-        backoff: Backoff,
-        validation: Validate | None,
-        timeouts: Timeouts,
-        *,
-        deadline: float,
-        draw: Draw,
-        raising: bool,
-        show: Callable[[Request, list[Attempt]], _Shown] | None,
-        hedging: Hedging | None,
-        flights: Flights | None,
-    ) -> None:
-        self.choose: Callable[[Request], Any] | None = None if _is_one(client) else client
-        self.client = client
-        self.lane = lane
-        self.gate = lane.gate
-        self.backoff = backoff
-        if validation is None and (self.choose is not None or getattr(client, "typed", False)):
-            validation = TYPED
-        self.validation = validation
-        self.timeouts = timeouts
-        self.deadline = Deadline(deadline, client.suspended if isinstance(client, Routes) else lane.gate.suspended)
-        self.draw = draw
-        self.raising = raising
-        self.show = show
-        self.hedging = hedging
-        self.flights = flights
-
-    def __call__(self, item: Any) -> Observable[Outcome[Any]]:
-        if isinstance(item, Request):
-            request = item
-        elif isinstance(item, Outcome) and item.error is not None:
-            failed = cast("Outcome[Any]", item)
-            return rx.throw(item.error) if self.raising else rx.of(failed)
-        elif isinstance(item, GroupedObservable):
-            raise ConfigError(GROUPED)
-        else:
-            request = self._wrap(item)
-        attempts: list[Attempt] = []
-        begun: list[float] = []
-        show = None if self.show is None else self.show(request, attempts)
-        first = self.attempt(request, attempts, show)
-        stream = self.tries(request, first, begun)
-        validation = self.validation
-        if validation is not None:
-            again = _Again(self, validation, request, first, attempts, stream, begun, show)
-            stream = Validated(stream, validation.check or _good, validation.attempts, again)
-        if self.flights is not None:
-            stream = self._merged(stream, request, attempts, self.flights)
-        return ToOutcome(stream, request, attempts, self.deadline, begun, raising=self.raising)
-
-    def _wrap(self, item: Any) -> Request:
-        """Return the request of an item that is none: the client knows; one chosen by request takes a prompt."""
-        if self.choose is None:
-            wrapped: Request = self.client.wrap(item)
-            return wrapped
-        return chat(item)
-
-    def attempt(self, request: Request, attempts: list[Attempt], show: Show | None) -> Attempting:
-        """Return the stream of one attempt, behind the gate; the record of each goes to `attempts`."""
-        client = self.client if self.choose is None else self._chosen(request)
-        cost: Mapping[str, float] = client.cost(request) if self.gate.units else {}
-        if show is None:
-            sending = client.send(request, timeouts=self.timeouts)
-        else:
-            sending = client.send(request, timeouts=self.timeouts, on_chunk=show)
-        return Admitted(sending, self.lane, cost, attempts.append if self.hedging is None else _in_order(attempts))
-
-    def _chosen(self, request: Request) -> Any:
-        """Return the client for `request`."""
-        if self.choose is None:
-            return self.client
-        client = self.choose(request)
-        if not is_client(client):
-            if inspect.iscoroutine(client):
-                client.close()
-            msg = (
-                f"client must return a client, got {type(client).__name__}; "
-                "to call a function of your own give function(f)"
-            )
-            raise ConfigError(msg)
-        return client
-
-    def tries(self, request: Request, attempt: Attempting, begun: list[float]) -> Observable[Reply[Any]]:
-        """Return the stream of one answer: `attempt`, retried while its errors are transient."""
-        source = attempt if self.hedging is None else self._hedged(request, attempt, self.hedging)
-        return Retry(source, self.backoff, self.deadline, self.draw, begun, budget=self.gate.retry_budget)
-
-    def _hedged(self, request: Request, attempt: Attempting, hedging: Hedging) -> Observable[Reply[Any]]:
-        """Return `attempt` with a second one when it is late, if asking twice does no harm."""
-        repeatable = getattr(self._chosen(request), "repeatable", None)  # a function of the user's does not know
-        return Hedged(attempt, hedging) if repeatable is None or repeatable(request) else attempt
-
-    def _merged(
-        self, stream: Observable[Reply[Any]], request: Request, attempts: list[Attempt], flights: Flights
-    ) -> Observable[Reply[Any]]:
-        """Return `stream`, or what is on its way for an equal request."""
-        key = flight_key(request)
-        return stream if key is None else Merged(stream, (self._chosen(request), key), flights, attempts)
-
-
-class _RoutedRecipe(_Recipe):
-    """The same with several clients, each behind a gate of its own."""
-
-    def attempt(self, request: Request, attempts: list[Attempt], show: Show | None) -> Attempting:
-        note = attempts.append if self.hedging is None else _in_order(attempts)
-        return Routed(self.client, request, self.timeouts, note, show)
-
-    def tries(self, request: Request, attempt: Attempting, begun: list[float]) -> Observable[Reply[Any]]:
-        source = attempt if self.hedging is None else self._hedged(request, attempt, self.hedging)
-        budget: RetryBudget | None = None
-        if any(lane.gate.retry_budget is not None for lane in self.client.lanes):
-            budget = cast("RetryBudget", LastRoutesBudget(cast("Routed[Any]", attempt)))  # it does what one does
-        return Retry(source, self.backoff, self.deadline, self.draw, begun, budget=budget)
-
-
-def _in_order(attempts: list[Attempt]) -> Callable[[Attempt], None]:
-    """Return what notes an attempt; one that an answer has overtaken goes before that: the last is what came out."""
-
-    def note(attempt: Attempt) -> None:
-        overtaken = isinstance(attempt.error, CancelledError) and attempts and attempts[-1].error is None
-        attempts.insert(len(attempts) - 1 if overtaken else len(attempts), attempt)
-
-    return note
-
-
-class _Shown:
-    """Shows one request's answer piece by piece, and cuts it off when it is bad already."""
-
-    __slots__ = ("_attempts", "_early", "_on_chunk", "_request", "_text", "over")
-
-    def __init__(
-        self,
-        on_chunk: Callable[[Request, Chunk | Restarted], object] | None,
-        early: Callable[[str], bool | None] | None,
-        request: Request,
-        attempts: list[Attempt],
-    ) -> None:
-        self._on_chunk = on_chunk
-        self._early = early
-        self._request = request
-        self._attempts = attempts
-        self._text = ""
-        self.over = False  # the answer so far did not pass: what comes next is of another one
-
-    def __call__(self, piece: Chunk | Restarted) -> None:
-        if isinstance(piece, Restarted):
-            self._text, self.over = "", False
-        elif self.over:
-            self(Restarted(attempt=len(self._attempts) + 1, error=self._attempts[-1].error))
-        if self._on_chunk is not None:
-            self._on_chunk(self._request, piece)
-        if self._early is None or isinstance(piece, Restarted):
-            return
-        if piece.text and piece.index == 0:
-            self._text += piece.text
-            error = verdict(self._early, self._text)
-            if error is not None:
-                error.reply = Reply(value=self._text, text=self._text)
-                raise error
-
-
-def _good(_reply: Reply[Any]) -> None:
-    """Pass: the client has seen to it that the value is of its type."""
-
-
-TYPED = Validate()  # ask again for what is not of its type
-
-
-class _Again:
-    """What follows an answer that did not pass: note it, and ask again, perhaps otherwise."""
-
-    __slots__ = ("_attempt", "_attempts", "_begun", "_recipe", "_request", "_show", "_stream", "_validation")
-
-    def __init__(  # noqa: PLR0917  private
-        self,
-        recipe: _Recipe,
-        validation: Validate,
-        request: Request,
-        attempt: Attempting,
-        attempts: list[Attempt],
-        stream: Observable[Reply[Any]],
-        begun: list[float],
-        show: _Shown | None,
-    ) -> None:
-        self._show = show
-        self._begun = begun  # when the request was pulled, for the deadline of all its tries
-        self._recipe = recipe
-        self._validation = validation
-        self._request = request
-        self._attempt = attempt
-        self._attempts = attempts
-        self._stream = stream
-
-    def __call__(self, reply: Reply[Any], error: ValidationError) -> Observable[Reply[Any]]:
-        mark_invalid(self._attempts, error)
-        if self._show is not None:
-            self._show.over = True
-        repair = self._validation.repair
-        if repair is None:
-            return self._stream
-        repaired = repair(self._request, reply, error)
-        if not isinstance(repaired, Request):
-            msg = f"repair must return a Request, got {type(repaired).__name__}"
-            raise ConfigError(msg)
-        self._request = repaired
-        before, attempt = self._attempt, self._recipe.attempt(repaired, self._attempts, self._show)
-        attempt.follow(cast("Any", before))  # the two are of the same kind
-        self._attempt = attempt
-        return self._recipe.tries(repaired, attempt, self._begun)

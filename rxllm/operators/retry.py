@@ -22,6 +22,8 @@ __all__ = ["retry"]
 
 T = TypeVar("T")
 
+PATIENCE = 5.0  # seconds: who waits for longer leaves its place to another item of the stage
+
 
 def retry(
     backoff: Backoff,
@@ -127,6 +129,7 @@ class _Tries:
         "_started",
         "_stopped",
         "_timer",
+        "_unpark",
         "_upstream",
     )
 
@@ -142,11 +145,14 @@ class _Tries:
         self._refusals = 0
         self._stopped = False
         self._timer: Handle | None = None
+        self._unpark: Callable[[], None] | None = None  # takes back the place in the stage
         self._upstream: Disposable | None = None
 
     def subscribe(self) -> None:
         """Start a try."""
-        self._timer = None
+        if self._timer is not None:
+            self._timer = None
+            self._leave()
         upstream = subscribe(self._operator.source, self, self._carrier)
         if self._stopped:
             upstream.dispose()
@@ -174,11 +180,31 @@ class _Tries:
             delay = self._delay(error)
         except Exception as bug:  # of the user's draw
             delay, error = None, bug
+        allowance = self._carrier.allowance
+        if allowance is not None and delay is not None:
+            refusal = allowance.refusal()
+            if refusal is not None:
+                delay, error = None, refusal
         if delay is None:
             self._stopped = True
             self._observer.on_error(error)
         else:
             self._timer = self._carrier.call_later(delay, self.subscribe)
+            if allowance is not None:
+                allowance.wait(self)
+            if delay > PATIENCE and self._timer is not None:
+                self._park()
+
+    def _park(self) -> None:
+        """Leave the place to another item while it waits, if the stage has such places."""
+        park: Callable[[], Callable[[], None]] | None = getattr(self._carrier.flow, "park", None)
+        if park is None:
+            return
+        unpark = park()
+        if self._stopped:  # what was started in its place has ended the stage, or the budget
+            unpark()
+        else:
+            self._unpark = unpark
 
     def _delay(self, error: Exception) -> float | None:
         if getattr(error, "transient", False) is not True:
@@ -203,11 +229,26 @@ class _Tries:
             return None
         return delay
 
+    def give_up(self, error: Exception) -> None:
+        """Wait no longer: nothing more may be sent."""
+        if not self._stopped:
+            self.dispose()
+            self._observer.on_error(error)
+
+    def _leave(self) -> None:
+        """Learn that it waits no longer."""
+        if self._unpark is not None:
+            self._unpark()
+            self._unpark = None
+        if self._carrier.allowance is not None:
+            self._carrier.allowance.leave(self)
+
     def dispose(self) -> None:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self._leave()
         if self._upstream is not None:
             self._upstream.dispose()
             self._upstream = None

@@ -252,7 +252,9 @@ class _Attempt:
             applicant.show = operator.show
             sending = client.send(request, timeouts=operator.timeouts, on_chunk=applicant.shown)
         entrance = _Entrance(applicant, sending)
-        return Admitted(entrance, routes.lanes[number], operator.cost(number), applicant.note)
+        admitted = Admitted(entrance, routes.lanes[number], operator.cost(number), applicant.note, request)
+        admitted.route = routes.names[number]
+        return admitted
 
     def started(self, applicant: _Applicant) -> None:
         """Leave all other gates: this one has let the attempt start."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from rxllm.demand import UNDEMANDED, Demand, undemanded
 from rxllm.errors import CallError, ConfigError, check_callable, check_choice
 from rxllm.gate import Gate, Lane, lane_of
-from rxllm.operators.flat_map import failure, raising
+from rxllm.operators._failure import failure, raising
 from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:

@@ -237,6 +237,11 @@ class Feed(Stream[T]):
                 raise self._error
             raise StopIteration
 
+    def is_over(self) -> bool:
+        """Say whether nothing more comes, for the pump."""
+        with self._lock:
+            return self._closed and not self._items and self._error is None
+
     def released(self) -> None:
         """The subscription is over: drop what is left and let go those who wait."""
         with self._lock:
@@ -266,6 +271,9 @@ class _FeedPump(Pump[T]):
         except BlockingIOError:
             self._idle = True
             raise
+
+    def _is_over(self) -> bool:
+        return self._feed.is_over()
 
     def notify(self) -> None:
         """Take the offer of room again: there is an item, or the end."""

@@ -7,6 +7,7 @@ import contextvars
 import queue
 import threading
 from collections import deque
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rxllm.clock import LoopClock
@@ -113,6 +114,10 @@ class _IteratorPump(Pump[T]):
 
     def _take(self) -> T:
         return next(self._iterator)
+
+    def _is_over(self) -> bool:
+        iterator = self._iterator  # that of a list knows; of one that does not, and of the user's own, nothing is asked
+        return type(iterator).__module__ == "builtins" and length_hint(iterator, 1) == 0
 
     def _close(self) -> None:
         close(self._iterator)

@@ -37,7 +37,7 @@ class Pump(Generic[T]):
     """One subscription of a source that waits: a puller on the consumer's demand.
 
     Subclasses give `_take`: the next item; they raise `StopIteration` at the end and `BlockingIOError` when there is
-        none yet.
+        none yet. Those that can know the end without taking an item say it in `_is_over`.
     """
 
     __slots__ = ("_demand", "_flow", "_in_turn", "_left", "_observer", "_stopped", "clock")
@@ -65,12 +65,20 @@ class Pump(Generic[T]):
     def _take(self) -> T:
         raise NotImplementedError
 
+    def _is_over(self) -> bool:
+        return False
+
     def _close(self) -> None:
         raise NotImplementedError
 
     def pull(self, n: int) -> int:
-        """Emit at most `n` items; fewer when they take long."""
-        if self._in_turn:
+        """Emit at most `n` items; fewer when they take long. 0: end, if nothing more comes."""
+        if n == 0 and self._is_over():
+            self.finish()
+        return self._emit(n)
+
+    def _emit(self, n: int) -> int:
+        if self._in_turn or self._stopped:
             return 0
         clock = self.clock
         until = clock.seconds() + SLICE

@@ -396,6 +396,35 @@ def test_a_subject_fed_from_on_next_loses_and_repeats_nothing(case: Case) -> Non
 
 
 @cases
+@pytest.mark.parametrize("slowest", ["a", "d"], ids=["the-first-last", "the-last-last"])
+@pytest.mark.parametrize("after", [1, 3], ids=lambda after: f"after-{after}")
+def test_a_source_that_ends_inside_of_on_next_loses_nothing_that_it_gave(case: Case, slowest: str, after: int) -> None:
+    scheduler = VirtualScheduler()
+    subject: Subject[str] = Subject()
+    seen: Acting
+
+    def end(_value: str) -> None:
+        if len(seen.values) == after:
+            subject.on_completed()
+
+    def late(item: str) -> Script:
+        return Script((2.0 if item == slowest else 1.0, item.upper()))
+
+    seen = Acting(scheduler, end).listen(case.over(subject, late), scheduler)
+    given = ""
+    for item in "abcd":
+        if not subject.is_stopped:
+            given += item
+            subject.on_next(item)
+    scheduler.run()
+    if not subject.is_stopped:
+        subject.on_completed()
+        scheduler.run()
+    assert sorted(seen.values) == case.each(given)
+    assert kinds(seen)[-1] == "completed"
+
+
+@cases
 def test_a_feed_fed_from_on_next_loses_and_repeats_nothing(case: Case) -> None:
     scheduler = VirtualScheduler()
     feed: rxllm.Feed[str] = rxllm.Feed()

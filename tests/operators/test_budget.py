@@ -1,12 +1,13 @@
-"""budget: nothing more is pulled when it is used up, what is in progress is delivered, and the stream ends."""
+"""budget: nothing more is sent when it is used up, what is on the wire is delivered, and the stream ends."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 import reactivex as rx
 from hypothesis import given, settings
@@ -54,6 +55,9 @@ class Client:
     def cost(self, request: Request) -> Mapping[str, float]:
         return {"requests": 1.0}
 
+    def restore(self, _request: Request, _status: int, body: bytes) -> Reply[Any]:
+        return Reply(value=msgspec.json.decode(body), usage=self.usage)
+
     def wrap(self, item: Any) -> Request:
         if not isinstance(item, str):
             raise InvalidRequestError(f"no prompt: {item!r}")
@@ -77,7 +81,7 @@ class Run:
 
     def __init__(self, operator: Any, prompts: Any = None) -> None:
         self.scheduler = VirtualScheduler()
-        self.prompts = Prompts() if prompts is None else prompts
+        self.prompts = Prompts() if prompts is None else list(prompts) if isinstance(prompts, str) else prompts
         self.seen: Recorder = record(self.scheduler, rxllm.from_iterable(self.prompts).pipe(operator))
         assert self.scheduler.pending == 0
 
@@ -151,7 +155,7 @@ def test_a_stream_that_ends_before_says_that_nothing_is_used_up(warned: pytest.L
 def test_a_budget_that_ends_a_stream_says_so_once(warned: pytest.LogCaptureFixture):
     Run(budget(call(Client()), requests=3))
     assert [record.message for record in warned.records] == [
-        "the budget of 3 requests is used up: nothing more is pulled"
+        "the budget of 3 requests is used up: nothing more is asked"
     ]
 
 
@@ -221,6 +225,403 @@ def test_an_answer_without_usage_is_warned_of_once(warned: pytest.LogCaptureFixt
     assert [record.message for record in warned.records] == [
         "an answer does not say how many tokens it has used: it counts nothing in tokens"
     ]
+
+
+# what is not sent any more
+
+
+def unasked(run: Run) -> list[Outcome[Any]]:
+    """Return the outcomes that say that they were not asked, or not asked again."""
+    return [outcome for outcome in run.outcomes if isinstance(outcome.error, CancelledError)]
+
+
+DOWN = ServerError("down")
+LATER = RateLimitedError("slow down", retry_after=500.0)
+WAITING = {
+    "for a quota": (lambda: rxllm.Gate("2/100 seconds"), []),
+    "for a place on the wire": (lambda: rxllm.Gate(concurrency=2), []),
+    "for a quota that suspends": (lambda: rxllm.Gate(rxllm.Quota(2, per=86_400.0)), []),
+    "for its next try": (rxllm.Gate, [(1.0, "fine"), (1.0, "fine"), *[(0.1, DOWN)] * 18]),
+    "for another try than that on the wire": (rxllm.Gate, [(1.0, "fine"), (1.0, "fine"), *[(1.0, DOWN)] * 18]),
+    "as the server said": (rxllm.Gate, [(1.0, "fine"), (1.0, "fine"), *[(0.1, LATER)] * 18]),
+}
+
+
+@pytest.mark.parametrize(("gate_of", "lines"), WAITING.values(), ids=list(WAITING))
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "as-they-complete"])
+def test_after_its_seconds_what_waits_is_given_up_and_what_is_on_the_wire_is_finished(
+    gate_of: Callable[[], rxllm.Gate], lines: list[Any], ordered: bool, warned: pytest.LogCaptureFixture
+):
+    gate = gate_of()
+    client = Client(*[(at, Reply(value=said) if isinstance(said, str) else said) for at, said in lines])
+    slow = Backoff(attempts=9, base=400.0, cap=500.0)
+    limited = budget(call(client, gate=gate, window=20, retry=slow, ordered=ordered, seed=1), seconds=0.5)
+    run = Run(limited, [f"prompt {n}" for n in range(20)])
+    assert [outcome.ok for outcome in run.outcomes].count(True) == 2
+    assert len(unasked(run)) == 18
+    assert {str(outcome.error) for outcome in unasked(run)} == {"not asked: the budget of 0.5 seconds is used up"}
+    assert len(client.sent) == (20 if lines else 2)
+    assert run.seen.end is not None
+    assert (run.seen.end.kind, run.seen.end.at) == ("completed", 1.0)
+    assert limited.statistics().used_up == "seconds"
+    told = [record.message for record in warned.records if record.name == "rxllm.operators.budget"]
+    assert told == ["the budget of 0.5 seconds is used up: nothing more is asked"]
+    if ordered:
+        assert [outcome.ok for outcome in run.outcomes[:2]] == [True, True]
+    assert (gate.statistics().waiting, gate.statistics().in_flight) == (0, 0)
+
+
+def test_what_another_pipeline_has_waiting_at_the_gate_goes_on():
+    scheduler, gate = VirtualScheduler(), rxllm.Gate("2/10 seconds")
+    limited = budget(call(Client(), gate=gate, window=9), seconds=0.5)
+    ended, other = Recorder(scheduler), Recorder(scheduler)
+    rxllm.from_iterable(["a"] * 6).pipe(limited).subscribe(ended, scheduler=scheduler)
+    rxllm.from_iterable(["b"] * 3).pipe(call(Client(), gate=gate)).subscribe(other, scheduler=scheduler)
+    scheduler.run()
+    assert [outcome.ok for outcome in ended.values].count(True) == 2
+    assert [outcome.ok for outcome in other.values] == [True] * 3
+    assert other.end is not None
+    assert 21.0 < other.end.at < 22.0  # the third starts in the third window: four of the first pipeline are gone
+
+
+@pytest.mark.parametrize("attempts", [1, 4])
+def test_tries_that_fail_are_no_more_than_the_budget_of_requests(attempts: int):
+    client = Client(*[(0.1, DOWN)] * 99)
+    limited = budget(call(client, retry=Backoff(attempts=attempts, base=0.01)), requests=10)
+    run = Run(limited, [f"prompt {n}" for n in range(100)])
+    assert len(client.sent) == limited.statistics().requests == 10
+    assert sum(len(outcome.attempts) for outcome in run.outcomes) == 10
+    assert limited.statistics().used_up == "requests"
+
+
+def test_a_request_that_is_not_tried_again_says_how_its_tries_have_failed():
+    limited = budget(call(Client((0.1, DOWN)), window=1), requests=1)
+    (outcome,) = Run(limited, ["a"]).outcomes
+    assert isinstance(outcome.error, CancelledError)
+    assert [attempt.error for attempt in outcome.attempts] == [DOWN]
+    assert limited.statistics().used_up == "requests"  # it was the last one of the source, and is still open
+
+
+def test_an_answer_that_does_not_pass_is_not_repaired_after_the_end():
+    client, gate = Client(), rxllm.Gate("2/100 seconds")
+    limited = budget(call(client, gate=gate, window=2, validate=lambda _: False), seconds=0.5)
+    run = Run(limited, "ab")
+    assert run.seen.end is not None
+    assert (len(client.sent), len(unasked(run)), run.seen.end.at) == (2, 2, 1.0)
+    assert limited.statistics().used_up == "seconds"
+
+
+def test_of_those_that_a_gate_lets_start_at_once_no_more_start_than_the_budget():
+    client, gate = Client((0.1, DOWN), (0.1, DOWN)), rxllm.Gate("2/10 seconds")
+    limited = budget(call(client, gate=gate, window=3, retry=Backoff(base=0.01)), requests=3)
+    run = Run(limited, "abc")  # at 10 s two may start, and three wait
+    assert (len(client.sent), len(run.outcomes), len(unasked(run))) == (3, 3, 2)
+    assert gate.statistics().in_flight == 0
+
+
+def test_what_has_left_the_queue_is_not_kept():
+    gate = rxllm.Gate("1/30 seconds")
+    limited = budget(call(Client(), gate=gate, window=9, deadline=5.0), seconds=50.0)
+    scheduler = VirtualScheduler()
+    record(scheduler, rxllm.from_iterable(["a"] * 9).pipe(ops.concat(rx.never()), limited), until=20.0)
+    assert limited.statistics().ended == 9
+    assert limited.last is not None
+    assert not limited.last._waiting
+
+
+def test_answers_that_do_not_pass_are_not_repaired_beyond_the_budget():
+    client = Client()
+    limited = budget(call(client, window=2, validate=rxllm.Validate(check=lambda _: False, attempts=3)), requests=5)
+    run = Run(limited)
+    assert len(client.sent) == 5
+    assert sorted(len(outcome.attempts) for outcome in run.outcomes) == [2, 3]
+
+
+@pytest.mark.parametrize("limits", [{"tokens": 200}, {"usd": 600, "prices": PRICES}], ids=list)
+def test_what_an_attempt_has_used_counts_when_it_ends_not_with_the_outcome(limits: dict[str, Any]):
+    half = ServerError("half an answer")
+    half.usage = Usage(output_tokens=60)
+    client = Client(*[(1.0, half)] * 50)
+    limited = budget(call(client, window=2, retry=Backoff(attempts=9, base=0.001)), **limits)
+    Run(limited)
+    assert 200 <= limited.statistics().tokens < 200 + 2 * 60
+    assert limited.statistics().tokens == 60 * len(client.sent)
+
+
+def test_the_dollars_of_a_route_count_when_its_attempt_ends():
+    half = ServerError("half an answer")
+    half.usage = Usage(output_tokens=60)  # 180 USD
+    small = Client(*[(1.0, half)] * 9)
+    routes = any_of(small, rxllm.Route(Client(model="big"), weight=0))
+    limited = budget(call(routes, window=1, retry=Backoff(attempts=9, base=0.001)), usd=300, prices=PRICES)
+    Run(limited)
+    assert (len(small.sent), limited.statistics().usd) == (2, 360.0)
+
+
+def test_a_second_attempt_of_a_late_one_is_not_beyond_the_budget():
+    client = Client(*[(0.1, Reply(value="fine"))] * 60, *[(9.0, Reply(value="late"))] * 9)
+    hedged = call(client, window=1, hedge=rxllm.Hedge(quantile=0.9, share=0.5))
+    limited = budget(hedged, requests=63)
+    run = Run(limited)
+    assert len(client.sent) == limited.statistics().requests == 63
+    assert [len(outcome.attempts) for outcome in run.outcomes if outcome.value == "late"] == [2, 1]
+    assert all(outcome.ok for outcome in run.outcomes)
+
+
+def test_what_waits_at_the_gates_of_several_routes_is_given_up():
+    gates = [rxllm.Gate("1/100 seconds"), rxllm.Gate("2/100 seconds")]
+    clients = [Client(), Client()]
+    routes = any_of(*(rxllm.Route(one, gate=gate) for one, gate in zip(clients, gates, strict=True)))
+    run = Run(budget(call(routes, window=9), seconds=7.0), [f"prompt {n}" for n in range(9)])
+    assert [len(client.sent) for client in clients] == [1, 2]
+    assert len(unasked(run)) == 6
+    assert run.seen.end is not None
+    assert run.seen.end.at == 7.0
+    assert [gate.statistics().waiting for gate in gates] == [0, 0]
+
+
+def test_those_that_wait_for_one_attempt_are_given_up_together():
+    gate = rxllm.Gate("1/100 seconds")
+    same = [chat("a", temperature=0), *[chat("b", temperature=0)] * 3]
+    run = Run(budget(call(Client(), gate=gate, single_flight=True), seconds=5.0), same)
+    assert (len(run.outcomes), len(unasked(run)), run.kind) == (4, 3, "completed")
+
+
+def test_where_a_failure_ends_the_stream_what_is_not_asked_is_none():
+    client = Client((1.0, Reply(value="a")), (3.0, Reply(value="b")))
+    gate = rxllm.Gate("2/100 seconds")
+    limited = budget(call(client, gate=gate, window=9, on_failure="raise"), seconds=2.0)
+    run = Run(limited, "abcdef")
+    assert [outcome.value for outcome in run.outcomes] == ["a", "b"]
+    assert (run.kind, limited.statistics().used_up) == ("completed", "seconds")
+
+
+def test_a_stage_above_spends_nothing_of_it():
+    first, second = Client(), Client()
+    limited = budget(call(second, window=2), requests=4)
+    words = call(first, window=2)
+    run = Run(lambda source: source.pipe(words, ops.map(lambda _: "again"), limited), "abcd")
+    assert (len(first.sent), len(second.sent), limited.statistics().requests) == (4, 4, 4)
+    assert [outcome.ok for outcome in run.outcomes] == [True] * 4
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(3, 50), (50, 3)])
+def test_the_smaller_of_two_nested_budgets_holds(inner: int, outer: int):
+    client = Client(*[(0.1, DOWN)] * 9)
+    inside = budget(call(client, window=2, retry=Backoff(attempts=9, base=0.01)), requests=inner)
+    outside = budget(inside, requests=outer)
+    Run(outside, "abcdef")
+    assert len(client.sent) == 3
+    assert (inside.statistics().requests, outside.statistics().requests) == (3, 3)
+    assert (inside.statistics().used_up is None) is (inner == 50)
+    assert (outside.statistics().used_up is None) is (outer == 50)
+
+
+def test_the_seconds_of_a_budget_around_another_one_give_up_what_waits():
+    client = Client()
+    inside = budget(call(client, gate=rxllm.Gate("1/100 seconds"), window=3), requests=9)
+    outside = budget(inside, seconds=3.0)
+    run = Run(outside, "abc")
+    assert run.seen.end is not None
+    assert (len(client.sent), len(unasked(run)), run.seen.end.at) == (1, 2, 3.0)
+    assert (inside.statistics().used_up, outside.statistics().used_up) == (None, "seconds")
+
+
+def test_two_budgets_that_are_used_up_at_once_end_a_stream_of_good_ones_both_without_a_failure():
+    gate = rxllm.Gate("1/100 seconds")
+    inside = budget(call(Client(), gate=gate, window=3, on_failure="raise"), seconds=3.0)
+    outside = budget(inside, seconds=3.0)
+    run = Run(outside, "abc")
+    assert ([outcome.ok for outcome in run.outcomes], run.kind) == ([True], "completed")
+
+
+def test_a_line_that_was_bad_before_is_not_what_a_budget_left_unasked():
+    bad = Outcome(request=chat("b"), error=InvalidRequestError("line 2"))
+    limited = budget(call(Client(), window=9), requests=1)
+    seen = record(VirtualScheduler(), rx.of("a", bad).pipe(limited))
+    assert [outcome.error for outcome in seen.values] == [None, bad.error]
+    assert limited.statistics().used_up is None
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    fates=st.lists(st.sampled_from(["fine", "down", "refused", "bad"]), max_size=60),
+    seconds=st.lists(st.floats(0.1, 9.0), min_size=60, max_size=60),
+    requests=st.integers(1, 20),
+    items=st.integers(0, 25),
+    window=st.integers(1, 12),
+    nested=st.sampled_from(["plain", "ordered", "merged", "behind a quota"]),
+)
+def test_whatever_fails_no_more_is_sent_than_the_budget_and_each_item_has_its_outcome(
+    *, fates: list[str], seconds: list[float], requests: int, items: int, window: int, nested: str
+):
+    said = {
+        "fine": Reply(value="good", usage=USED),
+        "down": DOWN,
+        "refused": RateLimitedError("slow down"),
+        "bad": Reply(value="bad", usage=USED),
+    }
+    client = Client(*[(at, said[fate]) for fate, at in zip(fates, seconds, strict=False)])
+    asking = call(
+        client,
+        gate=rxllm.Gate("5/3 seconds") if nested == "behind a quota" else None,
+        retry=Backoff(attempts=4, base=0.5),
+        validate=lambda reply: reply.value != "bad",
+        window=window,
+        ordered=nested == "ordered",
+        single_flight=nested == "merged",
+        seed=1,
+    )
+    limited = budget(asking, requests=requests)
+    prompts = [chat(f"prompt {n // 2}", temperature=0) for n in range(items)]
+    run = Run(limited, prompts)
+    spent = limited.statistics()
+    assert len(client.sent) == spent.requests == sum(len(outcome.attempts) for outcome in run.outcomes) <= requests
+    assert spent.tokens == sum(outcome.usage.total_tokens for outcome in run.outcomes)
+    assert run.kind == "completed"
+    asked = [outcome.request for outcome in run.outcomes]
+    assert sorted(map(id, asked)) == sorted(map(id, prompts[: len(asked)]))
+    everything = len(asked) == items and not unasked(run)
+    assert (spent.used_up is None) is everything
+
+
+# a budget that suffices
+
+
+@pytest.mark.parametrize("limits", [{"requests": 9}, {"tokens": 27}, {"usd": 45, "prices": PRICES}], ids=list)
+@pytest.mark.parametrize("window", [1, 4, 99])
+def test_a_budget_that_suffices_exactly_is_not_used_up(
+    limits: dict[str, Any], window: int, warned: pytest.LogCaptureFixture
+):
+    limited = budget(call(Client(), window=window), on_exhausted="raise", **limits)
+    run = Run(limited, "abcdefghi")
+    assert (len(run.outcomes), run.kind, limited.statistics().used_up) == (9, "completed", None)
+    assert not warned.records
+
+
+def fed(items: str, *, closed: bool) -> rxllm.Feed[str]:
+    """Return a feed with these items."""
+    feed: rxllm.Feed[str] = rxllm.Feed()
+    for item in items:
+        feed.put_nowait(item)
+    if closed:
+        feed.close()
+    return feed
+
+
+ENDS = {
+    "a list": (lambda: rxllm.from_iterable(["a", "b", "c"]), None),
+    "a range": (lambda: rxllm.from_iterable(range(3)).pipe(ops.map(str)), None),
+    "a closed feed": (lambda: fed("abc", closed=True), None),
+    "one that does not wait": (lambda: rx.from_iterable("abc"), None),
+    "a mapped one": (lambda: rxllm.from_iterable(["a", "b", "c", ""]).pipe(ops.filter(bool)), "requests"),
+    "a list with one more": (lambda: rxllm.from_iterable(["a", "b", "c", "d"]), "requests"),
+    "an open feed": (lambda: fed("abc", closed=False), "requests"),
+    "an iterator that does not know": (lambda: rxllm.from_iterable(map(str, "abc")), "requests"),
+}
+
+
+@pytest.mark.parametrize(("source", "used_up"), ENDS.values(), ids=list(ENDS))
+@pytest.mark.parametrize("nesting", ["plain", "journal", "cache"])
+def test_it_is_used_up_if_something_may_be_left(source: Any, used_up: str | None, nesting: str, tmp_path: Any):
+    limited = budget(call(Client(), window=2), requests=3)
+    around: Any = limited
+    if nesting == "journal":
+        around = rxllm.journal(tmp_path / "journal.jsonl", limited)
+    elif nesting == "cache":
+        around = rxllm.cache(tmp_path / "cache.db", limited, sampled=True)
+    scheduler = VirtualScheduler()
+    seen = record(scheduler, source().pipe(around))
+    assert [outcome.ok for outcome in seen.values] == [True] * 3
+    assert limited.statistics().used_up == used_up
+
+
+# around and inside of others
+
+NESTINGS = {
+    "journal(budget(call))": lambda folder, asking, limit: rxllm.journal(folder / "j.jsonl", limit(asking)),
+    "budget(journal(call))": lambda folder, asking, limit: limit(rxllm.journal(folder / "j.jsonl", asking)),
+    "budget(cache(call))": lambda folder, asking, limit: limit(rxllm.cache(folder / "c.db", asking, sampled=True)),
+    "cache(budget(call))": lambda folder, asking, limit: rxllm.cache(folder / "c.db", limit(asking), sampled=True),
+    "journal(budget(cache(call)))": lambda folder, asking, limit: rxllm.journal(
+        folder / "j.jsonl", limit(rxllm.cache(folder / "c.db", asking, sampled=True))
+    ),
+    "budget(journal(cache(call)))": lambda folder, asking, limit: limit(
+        rxllm.journal(folder / "j.jsonl", rxllm.cache(folder / "c.db", asking, sampled=True))
+    ),
+}
+
+
+@pytest.mark.parametrize("nest", NESTINGS.values(), ids=list(NESTINGS))
+@pytest.mark.parametrize(
+    ("limits", "ordered"), [({"requests": 6}, True), ({"seconds": 2.5}, False)], ids=["6", "2.5 s"]
+)
+def test_what_was_not_asked_is_asked_by_the_next_run(nest: Any, limits: dict[str, Any], ordered: bool, tmp_path: Any):
+    answered: set[str] = set()
+    before = 0  # attempts, which count again when a journal inside of the budget replays them
+    prompts = [f"prompt {n}" for n in range(20)]
+    for _ in range(12):
+        client = Client(*[(0.5, DOWN)] * 2)
+        limited: list[Any] = []
+
+        def limit(asking: Any, limited: list[Any] = limited, before: int = before) -> Any:
+            most = {kind: value + before if kind == "requests" else value for kind, value in limits.items()}
+            limited.append(budget(asking, **most))
+            return limited[0]
+
+        gate = rxllm.Gate("4/2 seconds")
+        asking = call(client, gate=gate, window=9, retry=Backoff(base=0.1), ordered=ordered, seed=1)
+        run = Run(nest(tmp_path, asking, limit), prompts)
+        good = {outcome.request.body["messages"][0]["content"] for outcome in run.outcomes if outcome.ok}
+        answered |= good
+        before = sum(len(outcome.attempts) for outcome in run.outcomes if outcome.ok)
+        assert run.kind == "completed"
+        if limited[0].statistics().used_up is None:
+            break
+        assert limited[0].statistics().used_up in limits
+    assert answered == set(prompts)
+    assert [outcome.ok for outcome in run.outcomes] == [True] * 20
+
+
+def test_what_a_journal_inside_replays_counts_as_it_did_then(tmp_path: Any):
+    kept = rxllm.journal(tmp_path / "j.jsonl", call(Client(), window=2))
+    assert len(Run(kept, "abcd").outcomes) == 4
+    client = Client()
+    limited = budget(rxllm.journal(tmp_path / "j.jsonl", call(client, window=2)), tokens=18)
+    assert len(Run(limited, "abcdefgh").outcomes) == 6
+    assert (len(client.sent), limited.statistics().requests, limited.statistics().tokens) == (2, 6, 18)
+
+
+def test_attempts_that_no_outcome_records_count_too():
+    client, gate = Client(), rxllm.Gate()
+
+    def ask(prompt: str) -> Observable[Outcome[Any]]:
+        request = chat(prompt)
+        return client.send(request).pipe(rxllm.operators.admit(gate), rxllm.operators.to_outcome(request))
+
+    limited = budget(flat_map(ask, window=3), requests=5)  # type: ignore[arg-type]
+    run = Run(limited)
+    assert len(client.sent) == len(run.outcomes) == limited.statistics().requests == 5
+    assert limited.last is not None
+    assert not limited.last._noted  # nothing waits for an outcome that will not have them
+
+
+def test_attempts_that_know_no_gate_count_with_their_outcome():
+    def ask(prompt: str) -> Observable[Outcome[Any]]:
+        attempt = rxllm.Attempt(number=1, usage=USED)
+        return Script((1.0, Outcome(request=chat(prompt), reply=Reply(value=1, model="small"), attempts=(attempt,))))
+
+    limited = budget(flat_map(ask, window=1), usd=15, prices=PRICES)  # type: ignore[arg-type]
+    assert len(Run(limited).outcomes) == 3
+    spent = limited.statistics()
+    assert (spent.requests, spent.tokens, spent.usd) == (3, 9, 15.0)
+
+
+def test_disposing_leaves_nothing_when_a_budget_is_just_used_up():
+    scheduler, client = VirtualScheduler(), Client()
+    limited = budget(call(client, gate=rxllm.Gate("2/9 seconds"), window=9), seconds=1.5)
+    seen = record(scheduler, rxllm.from_iterable(Prompts()).pipe(limited), dispose_at=1.5)
+    assert (len(seen.values), scheduler.pending) == (2, 0)
 
 
 # prices

@@ -8,6 +8,7 @@ import itertools
 import json
 import pickle
 import random
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from rxllm.errors import (
     TimeoutError,
     ValidationError,
 )
+from rxllm.messages import Setting
 from rxllm.providers.base import Call
 from rxllm.testing import Recorder, Script, VirtualScheduler, record
 from rxllm.transports import MemoryTransport, Response
@@ -803,3 +805,56 @@ def test_a_cost_that_is_no_mapping_is_named():
     client = rxllm.function(len, cost=lambda _request: 5)
     [outcome] = rxllm.collect(rxllm.from_iterable(["a"]).pipe(call(client, gate=Gate("5/second"))))
     assert "cost must return a mapping" in str(outcome.error)
+
+
+# what waits for long by itself
+
+
+@pytest.mark.parametrize(
+    ("hint", "window", "at"),
+    [(30.0, None, 1.0), (30.0, 72, 31.0), (4.0, None, 5.0)],
+    ids=["a-long-wait-gives-its-place-away", "a-window-that-was-asked-for-is-kept-to", "a-short-wait-keeps-its-place"],
+)
+def test_requests_that_are_told_to_wait_let_others_go(hint: float, window: int | None, at: float) -> None:
+    setting = Setting(limit=20, rate=None, reason="as ever")  # of a controller: with one a refusal pauses nothing
+    gate = Gate(concurrency=lambda _signals: rx.of(setting))
+    told = [f"told{n}" for n in range(gate.window)]
+    client = Client(**{text: [(0.0, refused(hint)), (0.0, reply(text))] for text in told})
+    seen = run(client, [*told, "free"], gate=gate, window=window, retry=Backoff(base=0.001, cap=0.001), seed=1)
+    assert [outcome.ok for outcome in seen.values] == [True] * 73
+    (free,) = (event.at for event in seen.events if event.kind == "next" and event.value.request.body == FREE)
+    assert free == pytest.approx(at, abs=0.1)
+
+
+FREE = chat("free").body
+
+
+def test_a_request_that_is_given_up_while_its_place_is_given_away_leaves_nothing_behind() -> None:
+    client = Client(told=[(0.0, refused(3_000.0))])
+    seen = run(client, ["told", "free"], retry=Backoff(), deadline=3_600.0)
+    assert seen.values[0].text == "FREE"
+    scheduler = VirtualScheduler()
+    record(scheduler, rxllm.from_iterable(["told"] * 300).pipe(call(client)), dispose_at=10.0)
+    assert scheduler.pending == 0
+
+
+def test_an_operator_without_a_gate_runs_on_several_loops_at_once() -> None:
+    async def late(item: str) -> str:
+        await asyncio.sleep(0.01)
+        return item
+
+    operator = call(rxllm.function(late))
+    seen: list[Outcome[Any]] = []
+
+    def run_one(name: str) -> None:
+        seen.extend(asyncio.run(collected(name)))
+
+    async def collected(name: str) -> list[Outcome[Any]]:
+        return await rxllm.acollect(rxllm.from_iterable([name] * 3).pipe(operator))
+
+    threads = [threading.Thread(target=run_one, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcome.value for outcome in seen) == list("aaabbbccc")

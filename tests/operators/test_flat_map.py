@@ -13,12 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reactivex import Observable
 from reactivex import operators as ops
+from reactivex.disposable import Disposable
 from reactivex.subject import Subject
 
 import rxllm
-from rxllm import Outcome, Request
-from rxllm.errors import ConfigError, QuotaExhaustedError, ServerError
-from rxllm.operators import expand, flat_map, tee, to_outcome
+from rxllm import Backoff, Outcome, Request
+from rxllm.clock import Handle
+from rxllm.demand import DemandScheduler
+from rxllm.errors import ConfigError, QuotaExhaustedError, RateLimitedError, ServerError
+from rxllm.operators import expand, flat_map, retry, tee, to_outcome
+from rxllm.operators.to_outcome import StageFlow
+from rxllm.stream import Stream
 from rxllm.testing import Cold, Event, Recorder, Script, Subscription, Taker, VirtualScheduler, cold, marbles, record
 
 
@@ -105,6 +110,161 @@ def test_flat_map_says_what_a_mapper_returned_that_is_no_stream(returned: object
     error = seen.values[0].error
     assert isinstance(error, ConfigError)
     assert str(error) == f"mapper must return an Observable or an awaitable, got {type(returned).__name__}"
+
+
+class Waiting(Stream[int]):
+    """Waits, as a retry does, and says so to the stage that it is in; then it works, and emits its number."""
+
+    def __init__(self, number: int, wait: float, work: float, *, first: float = 0.0) -> None:
+        self.number = number
+        self.wait = wait
+        self.work = work
+        self.first = first  # seconds before it waits
+
+    def _start(self, observer: Any, carrier: DemandScheduler) -> Any:
+        released: list[Callable[[], object]] = []
+        timers: list[Handle] = []
+
+        def wait() -> None:
+            if self.wait and isinstance(carrier.flow, StageFlow):
+                released.append(carrier.flow.park())  # type: ignore[attr-defined]
+            timers.append(carrier.call_later(self.wait, go_on))
+
+        def go_on() -> None:
+            while released:
+                released.pop()()
+            timers.append(carrier.call_later(self.work, end))
+
+        def end() -> None:
+            observer.on_next(self.number)
+            observer.on_completed()
+
+        def dispose() -> None:
+            timers[-1].cancel()
+            while released:
+                released.pop()()
+
+        if self.first:
+            timers.append(carrier.call_later(self.first, wait))
+        else:
+            wait()
+        return Disposable(dispose)
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["as-they-complete", "in-order"])
+def test_items_that_wait_for_long_let_others_go_if_they_may_be_parked(ordered: bool) -> None:
+    waits = [10.0, 10.0, 0.0, 0.0, 0.0, 10.0, 10.0, 0.0, 0.0]
+    started: dict[int, float] = {}
+
+    def run(**settings: Any) -> Recorder:
+        scheduler = VirtualScheduler()
+        started.clear()
+
+        def mapper(n: int) -> Waiting:
+            started[n] = scheduler.seconds()
+            return Waiting(n, waits[n], 1.0)
+
+        seen = record(scheduler, rxllm.from_iterable(range(9)).pipe(flat_map(mapper, ordered=ordered, **settings)))
+        assert sorted(seen.values) == list(range(9))
+        assert seen.values == list(range(9)) or not ordered
+        assert scheduler.pending == 0
+        return seen
+
+    run(window=2)
+    assert [started[n] for n in (2, 3, 4)] == [11.0, 11.0, 12.0]
+    run(window=2, parking=True, buffer=9)
+    assert [started[n] for n in (2, 3, 4, 5)] == [0.0, 0.0, 1.0, 1.0]  # the places of those that wait, and no more
+    assert started[6] == 2.0
+    assert started[7] == 11.0  # four wait, two of them in a second window
+
+
+def test_an_item_that_begins_to_wait_lets_another_one_start_at_once() -> None:
+    scheduler = VirtualScheduler()
+    plans = [Waiting(0, 10.0, 5.0, first=3.0), Waiting(1, 0.0, 12.0), Waiting(2, 0.0, 1.0)]
+    started: list[float] = []
+
+    def mapper(n: int) -> Waiting:
+        started.append(scheduler.seconds())
+        return plans[n]
+
+    record(scheduler, rxllm.from_iterable(range(3)).pipe(flat_map(mapper, window=1, parking=True)))
+    assert started == [0.0, 3.0, 18.0]
+
+
+def test_an_item_that_goes_on_takes_its_place_back_before_another_one_starts() -> None:
+    scheduler = VirtualScheduler()
+    waits = [(2.0, 5.0), (0.0, 4.0), (0.0, 4.0), (0.0, 1.0)]
+    started: list[float] = []
+
+    def mapper(n: int) -> Waiting:
+        started.append(scheduler.seconds())
+        return Waiting(n, *waits[n])
+
+    record(scheduler, rxllm.from_iterable(range(4)).pipe(flat_map(mapper, window=2, parking=True)))
+    assert started == [0.0, 0.0, 0.0, 4.0]  # three are in progress from 2.0 on, and two of them end at 4.0
+
+
+def test_a_retry_that_has_waited_for_long_takes_its_place_back() -> None:
+    scheduler = VirtualScheduler()
+    scripts = {
+        "a": Script((3.0, RateLimitedError("later", 429, 10.0)), (5.0, "A")),
+        "b": Script((12.0, "B")),
+        "c": Script((1.0, "C")),
+    }
+    started: dict[str, float] = {}
+
+    def mapper(item: str) -> Observable[str]:
+        started[item] = scheduler.seconds()
+        return scripts[item].pipe(retry(Backoff(), draw=lambda low, _high: low))
+
+    seen = record(scheduler, rxllm.from_iterable(["a", "b", "c"]).pipe(flat_map(mapper, window=1, parking=True)))
+    assert started == {"a": 0.0, "b": 3.0, "c": 18.0}
+    assert seen.values == ["B", "A", "C"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    items=st.lists(st.tuples(st.sampled_from([0, 0, 7]), st.integers(1, 4)), max_size=25),
+    window=st.integers(1, 4),
+    buffer=st.none() | st.integers(0, 3),
+    room=st.integers(1, 4),
+    ordered=st.booleans(),
+    parking=st.booleans(),
+    take=st.integers(0, 3),
+    disposed=st.none() | st.integers(0, 40),
+)
+def test_a_stage_starts_no_more_than_two_windows_and_its_buffer_whoever_is_parked(  # noqa: PLR0917  drawn by hypothesis
+    items: list[tuple[int, int]],
+    window: int,
+    buffer: int | None,
+    room: int,
+    ordered: bool,
+    parking: bool,
+    take: int,
+    disposed: int | None,
+) -> None:
+    scheduler = VirtualScheduler()
+    pulled: list[int] = []
+
+    def mapper(n: int) -> Waiting:
+        pulled.append(n)
+        return Waiting(n, *map(float, items[n]))
+
+    stage = flat_map(mapper, window=window, buffer=buffer, ordered=ordered, parking=parking)
+    taker = Taker(scheduler, room).connect(rxllm.from_iterable(range(len(items))).pipe(stage))
+    most = window * (1 + parking) + (buffer if buffer is not None else max(room, window if ordered else 0))
+    for second in range(150):
+        if second == disposed:
+            taker.dispose()
+            break
+        scheduler.advance(1.0)
+        assert len(pulled) - len(taker.taken) - len(taker.held) <= most
+        taker.take(take if second < 60 else room)
+    scheduler.run()
+    assert scheduler.pending == 0
+    if disposed is None:
+        got = list(taker.taken)
+        assert got == list(range(len(items))) if ordered else sorted(got) == list(range(len(items)))
 
 
 calls_of_random_length = st.lists(st.integers(0, 6), max_size=25)

@@ -24,7 +24,13 @@ def run(spending: Spending, costs: list[dict[str, Any]], window: int, draw: Any)
         most = max(most, len(progress))
         if not progress:
             return started, most
-        spending.end(**progress.pop(draw(len(progress))))
+        pay(spending, progress.pop(draw(len(progress))))
+
+
+def pay(spending: Spending, cost: dict[str, Any]) -> None:
+    """Spend what an item costs, and end it."""
+    spending.spend(**cost)
+    spending.end(**cost)
 
 
 windows = st.integers(1, 40)
@@ -87,7 +93,7 @@ def test_what_may_start_is_what_the_short_rule_says(
     for _ in range(len(ended) + progress):
         spending.start()
     for costs in ended:
-        spending.end(**dict(zip(KINDS, costs, strict=True)))
+        pay(spending, dict(zip(KINDS, costs, strict=True)))
 
     def may(more: int, slack: float) -> bool:
         """Say whether one may start when `more` have started before."""
@@ -112,7 +118,7 @@ def test_what_may_start_is_what_the_short_rule_says(
 def test_each_budget_counts_and_the_first_that_is_used_up_is_named():
     spending = Spending(requests=10, tokens=100, usd=1.0)
     spending.start()
-    spending.end(requests=3, tokens=120, usd=0.5)
+    spending.spend(requests=3, tokens=120, usd=0.5)
     assert (spending.used_up(), spending.room()) == ("tokens", 0)
 
 
@@ -120,7 +126,7 @@ def test_nothing_known_means_few_at_a_time():
     spending = Spending(usd=1_000_000.0)
     assert spending.room() == START
     spending.start()
-    spending.end(usd=0.01)
+    pay(spending, {"usd": 0.01})
     assert spending.room() == 2 * START
     assert Spending(requests=500).room() == 500
 
@@ -132,15 +138,59 @@ def test_a_request_that_costs_nothing_is_expected_to_cost_one_all_the_same():
         spending.end()  # from a cache
     assert spending.room() == 5
     spending.start()
-    spending.end(requests=1)
+    pay(spending, {"requests": 1})
     assert spending.room() == 4
+
+
+def test_what_an_item_in_progress_has_spent_is_not_expected_of_it_once_more():
+    spending = Spending(requests=10, tokens=100)
+    for _ in range(4):
+        spending.start()
+        pay(spending, {"requests": 1, "tokens": 10})
+    for _ in range(3):
+        spending.start()
+    assert spending.room() == 3  # six are left, and three of them are for those in progress
+    spending.spend(requests=2)
+    spending.spend(tokens=20)
+    assert spending.room() == 3  # four, and one
+    spending.spend(requests=2)
+    assert spending.room() == 2  # two: they had more tries than others, and nobody knows how many more
+    spending.spend(requests=2)
+    assert (spending.room(), spending.used_up()) == (0, "requests")
+
+
+@given(
+    limit=st.integers(1, 60),
+    tries=st.lists(st.integers(1, 5), min_size=1, max_size=60),
+    window=windows,
+    draw=draws,
+)
+def test_one_may_start_when_none_is_in_progress_and_no_more_than_there_are_requests_left(
+    limit: int, tries: list[int], window: int, draw: Any
+):
+    spending = Spending(requests=limit)
+    progress: list[list[int]] = []  # tries that are left, tries that were made
+    for all_of_it in tries:
+        while spending.used_up() is None and progress and (len(progress) >= window or spending.room() <= 0):
+            one = progress[draw(len(progress))]
+            spending.spend(requests=1)
+            one[0], one[1] = one[0] - 1, one[1] + 1
+            if not one[0]:
+                progress.remove(one)
+                spending.end(requests=one[1])
+        if spending.used_up() is not None:
+            assert spending.room() == 0
+            return
+        assert 1 <= spending.room() <= limit - spending.spent().requests
+        spending.start()
+        progress.append([all_of_it, 0])
 
 
 def test_the_statistics_say_what_was_spent():
     spending = Spending(tokens=100)
     spending.start()
     spending.start()
-    spending.end(requests=2, tokens=30, usd=0.25)
+    pay(spending, {"requests": 2, "tokens": 30, "usd": 0.25})
     spent = spending.spent(seconds=1.5, used_up="seconds")
     assert (spent.requests, spent.tokens, spent.usd, spent.seconds) == (2, 30, 0.25, 1.5)
     assert (spent.ended, spent.in_progress, spent.used_up) == (1, 1, "seconds")
