@@ -136,10 +136,10 @@ def fill(path: Path, count: int, answered: Answered) -> None:
             body = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "pad": ""}
             reply = rxllm.Reply(value="x", id=f"answer-{number}", status=200, raw=msgspec.json.encode(body))
             outcome = rxllm.Outcome(request=request, reply=reply, attempts=answered.attempts, started=1.0)
-            missing = ROW - len(line_of(outcome, key, wall())[0])
+            missing = ROW - len(line_of(outcome, key, wall()))
             body["pad"] = "x" * missing
             whole = msgspec.structs.replace(reply, raw=msgspec.json.encode(body))
-            file.write(line_of(msgspec.structs.replace(outcome, reply=whole), key, wall())[0])
+            file.write(line_of(msgspec.structs.replace(outcome, reply=whole), key, wall()))
 
 
 class Known(msgspec.Struct):

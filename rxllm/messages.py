@@ -95,7 +95,7 @@ def chat(prompt: str, *, system: str | None = None, id: str | None = None, meta:
     return Request(body={"messages": messages, **params}, id=id, meta=meta)
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """What was used, in tokens and perhaps in units of the caller's own.
 
     >>> sum([Usage(input_tokens=9, output_tokens=5), Usage(input_tokens=1)], Usage()).total_tokens

@@ -255,7 +255,7 @@ class Remote(Closing, Generic[T]):
         """Return the reply of a complete answer, or raise its error: without the key, with what the headers said."""
         limits = read_limits(headers, wall())
         try:
-            reply = self._provider.decode(request, status, headers, body)
+            reply = self._provider.decode(request, status, headers, self._censor.answer(body))
         except CallError as error:
             problem = error
         else:

@@ -1,4 +1,4 @@
-"""Where a key comes from, and that no error shows it."""
+"""Where a key comes from, and that no answer and no error shows it."""
 
 from __future__ import annotations
 
@@ -43,12 +43,20 @@ def key_of(given: str | Secret | None, env: str) -> Secret:
 
 
 class Censor:
-    """Keeps a key out of errors: some servers tell which key they do not know."""
+    """Keeps a key out of what is kept: some servers tell which key they do not know, others echo what they get."""
 
-    __slots__ = ("_secrets",)
+    __slots__ = ("_needles", "_secrets")
 
     def __init__(self, *keys: Secret | None) -> None:
         self._secrets = tuple(key for key in keys if key is not None and len(key.reveal()) >= SHORTEST_KEY)
+        self._needles = tuple(key.reveal().encode() for key in self._secrets)
+
+    def answer(self, body: bytes) -> bytes:
+        """Return the body of an answer without the key in it."""
+        for needle in self._needles:
+            if needle in body:
+                body = body.replace(needle, b"***")
+        return body
 
     def text(self, text: str) -> str:
         """Return `text` without the key in it."""

@@ -150,11 +150,11 @@ class Shelf:
                 file.close()
 
         def closed(done: int | Exception) -> None:
-            self._leave()
             self._note(done)
             then()
 
         self._do(work, closed)
+        self._leave()  # now: a loop that has ended calls nothing any more; what is to be done is done
 
     def _leave(self) -> None:
         """Let the threads go."""

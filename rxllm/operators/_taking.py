@@ -25,11 +25,15 @@ class Run(Protocol):
     spare: int  # finished outcomes that the consumer wants to be kept ready
 
     def look(self, item: Any) -> Any:
-        """Return what the operator is given for an item; None: it is in the file."""
+        """Return what the operator is given for an item; None: it is skipped."""
         ...
 
     def inside(self) -> int:
         """Return how many items are in progress."""
+        ...
+
+    def waiting(self) -> int:
+        """Return how many finished outcomes are not delivered."""
         ...
 
     def crowd(self) -> int:
@@ -156,10 +160,12 @@ class Taking(Demand):
             self._offered = True
             self._stage.wait(self)
 
-    def pull(self, _n: int) -> int:
+    def pull(self, n: int) -> int:
         """Offer room to those who wait, now: the stage has some."""
         self._offered = False
         handed = self._handed
+        if n == 0:
+            self.ask_end()
         if not self._turning and not self._done:
             self._turning = True
             self._turn()
@@ -178,11 +184,11 @@ class Taking(Demand):
             self._end(error)
             return
         if self._done:
-            return  # the consumer of a replayed outcome has left
+            return  # the consumer of an outcome of the file has left
         if found is not None:
             self._handed += 1
             self._observer.on_next(found)
-        elif len(self._run.outlet.held) > UNDEMANDED + WIDTH:
+        if self._run.waiting() > UNDEMANDED + WIDTH and not self._done:
             self._end(undemanded())
 
     def on_error(self, error: Exception) -> None:

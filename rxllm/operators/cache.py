@@ -15,10 +15,11 @@ from rxllm.clients.routing import Routes
 from rxllm.demand import Outlet
 from rxllm.errors import CallError, CancelledError, ConfigError, InvalidRequestError, check_choice, check_number
 from rxllm.messages import Outcome, Reply, Request
+from rxllm.operators._failure import failure
+from rxllm.operators._finished import Finished
 from rxllm.operators._intake import Intake, Wrapper
 from rxllm.operators._shelf import Shelf
-from rxllm.operators.flat_map import failure
-from rxllm.policies.identity import digest, model_of
+from rxllm.policies.identity import digest, is_plain, model_of
 from rxllm.policies.sampling import is_sampled
 from rxllm.stores.cache import CacheFile, Kept
 from rxllm.stream import Stream, connected, subscribe
@@ -59,7 +60,8 @@ def cache(
     Emits: the outcomes of the operator; and for what the file has an outcome with the reply as if it had come, and no
         attempts, so its usage is zero. These come when they are found, also before those of earlier requests.
     Holds: at most 256 requests that are looked up, as far as the operator has room for them, so what is found waits for
-        its turn too; or as many that were found, when the consumer has no room for them.
+        its turn too; or as many that were found, when the consumer has no room for them. The source is subscribed when
+        the file is open: feed it by hand with a `Feed`, not a Subject.
     Errors: those of the operator. A file that is damaged, or of something else, ends the stream with a `ConfigError`
         after what is in progress. A disk that is full is logged once, and the run goes on without keeping anything.
     Completes: when the operator does, and all is written. A request that was just looked up when the operator ended by
@@ -160,6 +162,7 @@ class _Run:
     """One subscription of cache: the observer of the operator inside, and what is asked of the file."""
 
     __slots__ = (
+        "_asked",
         "_busy",
         "_caching",
         "_carrier",
@@ -194,6 +197,7 @@ class _Run:
         self._due: Handle | None = None  # the look of this turn
         self._busy = False  # something is looked up
         self._sought: list[_Sought] = []  # for the next look
+        self._asked: dict[int, _Sought] = {}  # in progress, by the identity of the request
         self._given_up: list[Any] = []  # pulled, and not asked because the operator has halted
         self._told: set[str] = set()  # what was warned of
         self._hits = self._misses = self._skipped = 0
@@ -243,7 +247,11 @@ class _Run:
 
     def look_up(self, item: Any) -> bool:
         """Have the request of `item` looked up, if it may be in the file."""
-        if not self._shelf.is_open or (isinstance(item, Outcome) and item.error is not None):
+        if (
+            not self._shelf.is_open
+            or isinstance(item, Finished)
+            or (isinstance(item, Outcome) and item.error is not None)
+        ):
             return False
         try:
             request = item if isinstance(item, Request) else self._caching.request(item)
@@ -268,7 +276,12 @@ class _Run:
             )
             return None
         try:
-            return digest(request, model_of(self._caching.client(request)))
+            client = self._caching.client(request)
+            key = digest(request, model_of(client))
+            if not isinstance(client, FunctionClient) or is_plain(request.body):
+                return key
+            kind = type(request.body).__name__
+            self._warn("item", f"an item of type {kind} is not cached: in JSON it looks like something else")
         except InvalidRequestError as wrong:
             self._warn("no JSON", f"{wrong}: it is not cached")
         except Exception:  # noqa: S110  of the user's functions: the operator meets it again, and fails the item
@@ -316,6 +329,7 @@ class _Run:
         elif self._intake.closed:
             self._given_up.append(one.request)
         else:
+            self._asked[id(one.request)] = one  # before the call: a function may change what it is given
             self._intake.give(one.request)
 
     def _restored(self, request: Request, kept: Kept) -> Reply[Any] | None:
@@ -346,9 +360,10 @@ class _Run:
     def _keep(self, outcome: Outcome[Any]) -> None:
         """Have a good reply written."""
         reply = outcome.reply
+        asked = self._asked.pop(id(outcome.request), None)
+        key = None if asked is None else asked.key
         if reply is None or not self._shelf.is_open:
             return
-        key = self._key(outcome.request)
         body = None if key is None else self._body(outcome.request, outcome.route, reply)
         if key is None or body is None:
             return
@@ -363,8 +378,17 @@ class _Run:
                 return reply.raw
             body = _encode(reply.value)
             restored = cast("Reply[Any]", client.restore(request, OK, body))
-            same = type(restored.value) is type(reply.value) and restored.value == reply.value
-            if same and reply.text in {"", restored.text}:
+            told = msgspec.structs.replace(
+                reply,
+                text=reply.text or restored.text,
+                usage=restored.usage,
+                model=None,
+                id=None,
+                status=None,
+                raw=b"",
+                limits=None,
+            )
+            if type(restored.value) is type(reply.value) and restored == told:
                 return body
             reason = "it comes back from JSON as something else"
         except Exception as wrong:  # of the user's own types too

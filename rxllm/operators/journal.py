@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from reactivex import Observable
 
+from rxllm.clients.function import FunctionClient
 from rxllm.clock import wall
 from rxllm.demand import Outlet
 from rxllm.errors import CallError, ConfigError, InvalidRequestError, StoreError, check_choice
 from rxllm.messages import Outcome, Reply, Request
+from rxllm.operators._finished import Finished
+from rxllm.operators._intake import Wrapper
+from rxllm.operators._opening import Opening
 from rxllm.operators._taking import Exit, Given, Source, Taking
 from rxllm.policies.identity import Occurrences, digest, key_of, model_of
 from rxllm.stores.journal import JournalFile, Syncing
@@ -21,6 +24,8 @@ from rxllm.stores.rows import Row, key_text, lines_of, outcome_of, row_of
 from rxllm.stream import Stream, connected, subscribe
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rxllm.clock import Handle
     from rxllm.demand import DemandScheduler, Disposable, Observer
 
@@ -28,13 +33,18 @@ __all__ = ["Asking", "Journaling", "journal"]
 
 T = TypeVar("T")
 
+KEY = slice(7, 39)  # the digest in a line
 LARGE = 1 << 20  # bytes: a file from which on it is read in a thread, while the loop goes on
 
 _log = logging.getLogger("rxllm.operators.journal")
 
 
 class Asking(Protocol[T]):
-    """An operator that asks a client, as `call` returns it: what can be journaled."""
+    """An operator that asks a client, as `call` returns it: what can be journaled.
+
+    Its items are requests, and failed outcomes of items that stand for none, which it passes on. If `takes_finished` is
+    true they may be `Finished` too, as `rxllm.operators._finished` has it.
+    """
 
     def __call__(self, source: Observable[Any], /) -> Observable[Outcome[T]]:
         """Return the stream of the outcomes."""
@@ -60,26 +70,38 @@ def journal(
 
     A line of the file is an outcome, in the shape of the output of OpenAI's Batch API; see `rxllm.stores.rows`. What
     was asked is known by operation, model, body and id. Of equal requests each is kept by itself: the third one of a
-    run is the third one of the next. A request whose body has changed is asked again, under the same id too. What
-    changes answers without being in the request, `validate` or `output`, is not looked at: take another file for it.
+    run is the third one of the next. A request whose body has changed is asked again, under the same id too, and the
+    row of before stays: the last one of an id counts. What changes answers without being in the request is not looked
+    at: take another file for another `validate`, `output` or server, and let a function that chooses the client look at
+    the body or the operation, not at `meta`. The file has no questions: give ids, or a `meta` that has a JSON, to know
+    which row is whose.
 
     Emits: what `operator` emits, a turn of the loop later: all outcomes of a turn are written in one go first. What the
-        file has is emitted at once in the place of a call, with the attempts of then; with `replay=False` nothing is.
+        file has goes through `operator` as an outcome that is finished: it takes the place of a call that answers at
+        once, with the attempts of then. So `ordered` and `on_failure` hold for it. With `replay=False` it is skipped.
     Holds: what `operator` has in progress, and finished outcomes that the consumer has no room for, which are in the
-        file already.
-    Errors: those of `operator`. A disk that is full, or fails, ends the stream with a `StoreError`: nothing more is
-        asked, what is on the wire is finished, written if there is room, and emitted before.
+        file already. The source is subscribed when the file is open: feed it by hand with a `Feed`, not a Subject.
+    Errors: those of `operator`. A disk that is full, or fails, or a file that somebody has removed or replaced
+        meanwhile, ends the stream with a `StoreError`: nothing more is asked, what is on the wire is finished, written
+        if there is room, and emitted before.
     Completes: with `operator`.
     Dispose: cancels everything; what has been answered is written.
 
+    Quotas of more than 10 minutes that `operator` waits for are kept in files beside this one (`….quota`), so that a
+    restart does not begin a day anew; `Quota(state=…)` names another file.
+
+    A request takes up to 50 bytes of memory for as long as the run lasts, so that equal ones can be told apart.
+
     A process that is killed loses nothing that was answered and written (`write(2)`), which is done in the next turn of
     the loop; a machine that loses power at most about the last second or 1,000 rows. Failed requests are written too,
-    and count as done, unless the failure says nothing of them: a key that is not accepted, an empty balance, a run that
-    was stopped.
+    and count as done, unless the failure says nothing of them: a key that is not accepted, an empty balance, a server
+    that takes nothing, a run that was stopped. The one that ends a stream of `call(on_failure="raise")` is not written:
+    the next run asks it again.
 
     A request without a JSON, or with the id of another one of the same run, fails and is not sent. A failed item (a bad
-    line of `from_jsonl`) passes through and is not written. The value of a function (`rxllm.function`) is kept as JSON,
-    so a tuple comes back as a list; one that has no JSON is emitted, and asked again by the next run.
+    line of `from_jsonl`) passes through and is not written. The value of a function (`rxllm.function`) is kept as JSON:
+    a tuple comes back as a list, a date as a text, a NaN as None, which is logged once. One that has no JSON is
+    emitted, and asked again by the next run.
 
     Args:
         path: the file, for one run at a time; `<path>.lock` beside it says so.
@@ -102,7 +124,7 @@ def journal(
         >>> [outcome.value for outcome in second], asked
         (['A', 'B', 'A'], ['a', 'b', 'a'])
     """
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in str(path):
         msg = f"path must be a path, got {path!r}"
         raise ConfigError(msg)
     if not (callable(operator) and hasattr(operator, "request") and hasattr(operator, "client")):
@@ -113,30 +135,19 @@ def journal(
     return Journaling(Path(path), operator, retry_failed=retry_failed, replay=replay)
 
 
-class Journaling(Generic[T]):
+class Journaling(Wrapper[T]):
     """What `journal` returns: an operator, which knows whom it asks as that inside does."""
 
     def __init__(self, path: Path, operator: Asking[T], *, retry_failed: bool, replay: bool) -> None:
+        super().__init__(operator)
+        self.takes_finished = True  # whatever the operator inside does
         self.path = path
-        self.operator = operator
         self.retry_failed = retry_failed
         self.replay = replay
 
     def __call__(self, source: Observable[Any]) -> Observable[Outcome[T]]:
         """Return the stream of the outcomes."""
         return _Journaled(source, self)
-
-    def request(self, item: Any) -> Request:
-        """Return the request that an item stands for.
-
-        Raises:
-            CallError: it stands for none.
-        """
-        return self.operator.request(item)
-
-    def client(self, request: Request) -> Any:
-        """Return what `request` is sent with."""
-        return self.operator.client(request)
 
 
 class _Journaled(Stream[Any]):
@@ -147,6 +158,10 @@ class _Journaled(Stream[Any]):
     def _start(self, observer: Observer[Any], carrier: DemandScheduler) -> Disposable:
         run = _Run(self, observer, carrier)
         return connected(run, run.begin)
+
+
+class _UnrestorableError(Exception):
+    """A client can make no reply of what the file has; this ends the stream."""
 
 
 _Fresh = tuple[Outcome[Any], str | None]  # what has come, and its key
@@ -160,18 +175,24 @@ class _Run:
         "_client_of",
         "_done",
         "_due",
+        "_emitting",
+        "_ending",
         "_file",
         "_fresh",
+        "_functions",
         "_given",
         "_knows",
         "_models",
         "_occurrences",
+        "_opening",
         "_problem",
         "_settings",
         "_source",
         "_syncing",
         "_taking",
+        "_through",
         "_told",
+        "_unreadable",
         "_upstream",
         "outlet",
         "spare",
@@ -187,53 +208,48 @@ class _Run:
         self._client_of = operator.settings.operator.client
         self._occurrences = Occurrences()
         self._models: tuple[Any, str | None] = (None, None)  # of the last client
+        self._functions = False  # some of the clients are
+        self._opening: Opening[JournalFile] | None = None
         self._file: JournalFile | None = None
         self._syncing: Syncing | None = None
         self._knows = False  # the file has rows
         self._fresh: list[_Fresh] = []  # what has come in this turn
         self._due: Handle | None = None  # the end of this turn
         self._problem: StoreError | None = None
-        self._told = False  # that a value has no JSON
+        self._through = getattr(operator.settings.operator, "takes_finished", False)  # one of the user's does not
+        self._told: set[bool] = set()  # that a value is not kept as it is, or not at all
+        self._unreadable = 0  # rows that were asked again
         self._taking: Taking | None = None
         self._upstream: Disposable | None = None
+        self._emitting = False
+        self._ending: tuple[Exception | None] | None = None  # when the emission is over
         self._done = False
 
     # the beginning
 
     def begin(self) -> None:
         """Open the file, and then subscribe; a large one in a thread."""
-        path, clock = self._settings.path, self._carrier.clock
+        settings = self._settings
         try:
-            large = path.stat().st_size > LARGE
-        except OSError:
+            large = settings.path.stat().st_size > LARGE
+        except (OSError, ValueError):
             large = False
-        if large and clock.threads:
-            threading.Thread(target=self._open_apart, name="rxllm journal", daemon=True).start()
-        else:
-            self._opened(self._open())
 
-    def _open(self) -> JournalFile | Exception:
-        try:
-            return JournalFile(self._settings.path, retry_failed=self._settings.retry_failed)
-        except Exception as error:
-            return error
+        def make(wanted: Callable[[], bool]) -> JournalFile:
+            return JournalFile(settings.path, retry_failed=settings.retry_failed, wanted=wanted)
 
-    def _open_apart(self) -> None:
-        opened = self._open()
-        self._carrier.clock.post(lambda: self._opened(opened))
+        self._opening = Opening(make, self._carrier, self._opened, apart=large)
 
     def _opened(self, opened: JournalFile | Exception) -> None:
         if isinstance(opened, Exception):
-            if not self._done:
-                self._done = True
-                self.outlet.end(opened)
-            return
-        if self._done:
-            opened.close()
+            self._done = True
+            self.outlet.end(opened)
             return
         self._file, self._knows = opened, len(opened) > 0
         self._syncing = Syncing(opened, self._carrier.clock, self._disk_failed)
         carrier = self._carrier
+        if carrier.clock.threads:  # in virtual time there is no next run
+            self._settings.keep_beside(str(opened.path))
         try:
             stream: object = self._settings.operator(Source(self, self._source))
             if not isinstance(stream, Observable):
@@ -254,9 +270,11 @@ class _Run:
 
     # the items
 
-    def look(self, item: Any) -> Request | Outcome[Any] | None:
-        """Return what the operator is given for an item; None: it is in the file."""
+    def look(self, item: Any) -> Request | Outcome[Any] | Finished | None:
+        """Return what the operator is given for an item: what the file has is finished. None: it is skipped."""
         request: Request | None = item if isinstance(item, Request) else None
+        if request is None and isinstance(item, Finished):  # of a journal around this one
+            return self._finished(item.outcome)
         if request is None and isinstance(item, Outcome) and item.error is not None:
             failed = cast("Outcome[Any]", item)
             self._given.add(failed.request, None)
@@ -267,10 +285,22 @@ class _Run:
             key = self._key(request)
         except Exception as error:  # also of the user's own, as `call` has it
             return self._refused(item if request is None else request, error)
-        if self._knows and self._replayed(request, key):
+        line = self._file.find(key) if self._knows and self._file is not None else None
+        if line is not None and not self._settings.replay:
             return None
-        self._given.add(request, key)
-        return request
+        done = None if line is None else self._restored(request, line)
+        if done is None:
+            self._given.add(request, key)
+            return request
+        return self._finished(done)
+
+    def _finished(self, outcome: Outcome[Any]) -> Finished | None:
+        """Hand on what needs no call, if the operator knows what that is; else emit it."""
+        if not self._through:
+            self.outlet.push(outcome)
+            return None
+        self._given.add(outcome.request, None)
+        return Finished(outcome)
 
     def _refused(self, item: Any, error: Exception) -> Outcome[Any]:
         """Return the outcome of an item that is not sent: the operator decides what becomes of it."""
@@ -284,6 +314,7 @@ class _Run:
         client, name = self._client_of(request), request.id
         if client is not self._models[0]:
             self._models = (client, model_of(client))
+            self._functions = self._functions or isinstance(client, FunctionClient)
         content = digest(request, self._models[1])
         key = content if name is None else key_of(content, name)
         occurrence = self._occurrences.count(content, name)
@@ -292,21 +323,18 @@ class _Run:
             raise InvalidRequestError(msg)
         return key_text(key, occurrence)
 
-    def _replayed(self, request: Request, key: str) -> bool:
-        """Say whether the file has a request, and emit what it has."""
-        assert self._file is not None  # noqa: S101  for the type checkers
-        line = self._file.find(key)
-        if line is None:
-            return False
-        if not self._settings.replay:
-            return True
+    def _restored(self, request: Request, line: bytes) -> Outcome[Any] | None:
+        """Return what the file has of a request; None: that cannot be read any more."""
         try:
-            outcome = outcome_of(line, request, self._restore)
-        except (CallError, ValueError) as error:
-            _log.warning("journal %s: %s is asked again: %s", self._settings.path, request.id or key, error)
-            return False
-        self.outlet.push(outcome)
-        return True
+            return outcome_of(line, request, self._restore)
+        except _UnrestorableError as error:
+            raise ConfigError(str(error)) from None
+        except (CallError, ConfigError, ValueError) as wrong:
+            if not self._unreadable:
+                path, name = self._settings.path, request.id or line[KEY].decode()
+                _log.warning("journal %s: the row of %s cannot be read, so it is asked again: %s", path, name, wrong)
+            self._unreadable += 1
+            return None
 
     def _restore(self, request: Request, route: str | None, status: int, body: bytes) -> Reply[Any]:
         client = self._client_of(request)
@@ -317,7 +345,7 @@ class _Run:
         restore = getattr(client, "restore", None)
         if restore is None:
             msg = f"{client!r} cannot make a reply of a body: give it a restore(request, status, body), or replay=False"
-            raise ConfigError(msg)
+            raise _UnrestorableError(msg)
         reply: Reply[Any] = restore(request, status, body)
         return reply
 
@@ -325,10 +353,13 @@ class _Run:
         """Return how many items are in progress."""
         return self._given.count
 
+    def waiting(self) -> int:
+        """Return how many finished outcomes are not delivered."""
+        return len(self.outlet.held) + len(self._fresh)
+
     def crowd(self) -> int:
         """Return how many finished outcomes there are beyond those that may be kept ready."""
-        held = len(self.outlet.held)
-        return max(0, held + len(self._fresh) - self.spare) if held else 0
+        return max(0, self.waiting() - self.spare) if self.outlet.held else 0
 
     # the outcomes
 
@@ -355,9 +386,9 @@ class _Run:
         for outcome, key in fresh:
             if key is None:
                 continue  # it failed before it came here
-            row, problem = row_of(outcome, key, date)
+            row, problem = row_of(outcome, key, date, by_value=self._functions and self._is_function(outcome.request))
             if problem is not None:
-                self._tell(problem)
+                self._tell(problem, again=row.rxllm.again)
             rows.append(row)
         try:
             return lines_of(rows)
@@ -368,14 +399,17 @@ class _Run:
         try:
             return lines_of([row])
         except (TypeError, ValueError, RecursionError) as error:
-            self._tell(f"an outcome has no JSON: {error}")
+            self._tell(f"an outcome has no JSON, so the next run asks again: {error}")
             return b""
 
-    def _tell(self, problem: str) -> None:
-        """Say once what is not written."""
-        if not self._told:
-            self._told = True
-            _log.warning("journal %s: %s; the next run asks again", self._settings.path, problem)
+    def _is_function(self, request: Request) -> bool:
+        return isinstance(self._client_of(request), FunctionClient)
+
+    def _tell(self, problem: str, *, again: bool = True) -> None:
+        """Say once what is not written, or not as it was."""
+        if again not in self._told:
+            self._told.add(again)
+            _log.warning("journal %s: %s", self._settings.path, problem)
 
     def _turn(self) -> None:
         self._due = None
@@ -394,10 +428,15 @@ class _Run:
         if self._syncing is not None:
             self._syncing.wrote(len(fresh))
         self._fresh = []
-        push = self.outlet.push
-        for outcome, _ in fresh:
-            push(outcome)
-        if self._taking is not None:
+        self._emitting = True
+        try:
+            for outcome, _ in fresh:
+                self.outlet.push(outcome)
+        finally:
+            self._emitting = False
+        if self._ending is not None:  # inside of an emission
+            self._end(self._ending[0])
+        elif self._taking is not None:
             self._taking.wake()
         return True
 
@@ -415,15 +454,18 @@ class _Run:
 
     def on_error(self, error: Exception) -> None:
         """End with `error`, after what has come."""
-        if not self._done:
-            self._end(error)
+        self._end(error)
 
     def on_completed(self) -> None:
         """End, after what has come."""
-        if not self._done:
-            self._end(None)
+        self._end(None)
 
     def _end(self, error: Exception | None) -> None:
+        if self._done:
+            return
+        if self._emitting:
+            self._ending = (error,)
+            return
         self._done = True
         self._upstream = None
         unwritten = 0
@@ -465,6 +507,8 @@ class _Run:
         """Cancel everything; write what has been answered."""
         if of_outlet:
             self.outlet.dispose()
+        if self._opening is not None:
+            self._opening.leave()
         if self._done:
             return
         self._done = True
@@ -482,6 +526,8 @@ class _Run:
         self._close()
 
     def _close(self) -> None:
+        if self._unreadable > 1:
+            _log.info("journal %s: %d rows could not be read", self._settings.path, self._unreadable)
         if self._syncing is not None:
             self._syncing.close()
             self._syncing = None

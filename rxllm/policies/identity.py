@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -14,13 +14,18 @@ from rxllm.errors import InvalidRequestError
 if TYPE_CHECKING:
     from rxllm.messages import Request
 
-__all__ = ["SIZE", "Occurrences", "digest", "key_of", "model_of"]
+__all__ = ["SIZE", "Occurrences", "digest", "is_plain", "key_of", "model_of"]
 
 SIZE = 16  # bytes of a digest
-SMALL = 1_024  # places of a table that grows to four times, not two: it is cheap, and soon too small again
+FEW = 256  # requests in a dictionary
+WORD = (1 << 64) - 1
+ONCE = 1 << 32  # of a request with an id a dictionary has its count, and in the lower bits what tells it from others
+CHECK = ONCE - 1
 
 _place = struct.Struct(">QI").unpack_from  # the first 96 bits of a digest
 _encode = msgspec.json.Encoder(order="deterministic").encode  # the order of keys says nothing
+_encode_unsorted = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 
 def digest(request: Request, model: str | None) -> bytes:
@@ -42,13 +47,28 @@ def digest(request: Request, model: str | None) -> bytes:
     if isinstance(body, dict) and "model" in body:
         model = None
     try:
-        asked = _encode((request.operation, model, body))
+        try:
+            asked = _encode((request.operation, model, body))
+        except TypeError:  # keys that are no texts have no order
+            asked = _encode_unsorted((request.operation, model, body))
     except (TypeError, ValueError, RecursionError) as wrong:  # no JSON, text that is no UTF-8, a loop
         reason = str(wrong)
     else:
         return blake2b(asked, digest_size=SIZE).digest()
     msg = f"the body of the {request.operation} request has no JSON by which to know it again: {reason}"
     raise InvalidRequestError(msg)
+
+
+def is_plain(body: Any) -> bool:
+    """Say whether a body comes back from JSON as it was: if not, the digests of different ones may be equal.
+
+    >>> is_plain({"a": [1, "b", None]}), is_plain((1, 2)), is_plain([float("nan")]), is_plain({1: 2})
+    (True, False, False, False)
+    """
+    try:
+        return bool(_decode(_encode_unsorted(body)) == body)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def key_of(content: bytes, id: str | None) -> bytes:
@@ -89,13 +109,16 @@ class Occurrences:
 
     Requests are known by 96 bits of their digests: of a thousand million, two that differ are taken for one with a
     probability of 1e-11. Those with an id are known by 64 bits of the id alone, and by 32 more of what is asked it is
-    seen whether that is the same.
+    seen whether that is the same. The first 65,536 or so are in dictionaries, which are faster and several times as
+    large.
     """
 
-    __slots__ = ("_tables",)
+    __slots__ = ("_few", "_tables")
 
     def __init__(self) -> None:
-        self._tables: list[_Table | None] = [None] * 256  # so that none of them takes long to grow
+        # 256 of each, so that none takes long to grow, or to be poured into the table that takes its place.
+        self._few: list[dict[bytes | str, int] | None] = [{} for _ in range(256)]
+        self._tables: list[_Table] = [NO_TABLE] * 256
 
     def count(self, content: bytes, id: str | None) -> int:
         """Count a request; return how often it was asked, this time included; 0 if its id was that of another one.
@@ -104,17 +127,39 @@ class Occurrences:
             content: what `digest` returned.
             id: the request's; one that `key_of` takes.
         """
-        place: int
-        check: int
-        if id is None:
+        if id is not None:
+            return self._count_named(hash(id) & WORD, int.from_bytes(content[8:12], "big"), id)
+        few = self._few[content[0]]
+        if few is None:
             place, check = _place(content)
-        else:
-            check = int.from_bytes(content[8:12], "big")
-            place = int.from_bytes(blake2b(id.encode(), digest_size=8, person=b"id").digest(), "big")
-        table = self._tables[place >> 56]
-        if table is None:
-            table = self._tables[place >> 56] = _Table()
-        return table.count(place, check, id is None)
+            return self._tables[content[0]].count(place, check, exact=True)
+        few[content] = count = few.get(content, 0) + 1
+        if len(few) > FEW:
+            self._pour(content[0])
+        return count
+
+    def _count_named(self, place: int, check: int, id: str) -> int:
+        few = self._few[place >> 56]
+        if few is None:
+            return self._tables[place >> 56].count(place, check, exact=False)
+        known = few.get(id, check)
+        if known & CHECK != check:
+            return 0
+        few[id] = known = known + ONCE
+        if len(few) > FEW:
+            self._pour(place >> 56)
+        return known // ONCE
+
+    def _pour(self, at: int) -> None:
+        """Put what is in a dictionary into a table."""
+        few, self._few[at] = self._few[at], None
+        table = self._tables[at] = _Table()
+        for name, known in cast("dict[bytes | str, int]", few).items():
+            if isinstance(name, str):
+                table.put(hash(name) & WORD, known & CHECK, known // ONCE)
+            else:
+                place, check = _place(name)
+                table.put(place, check, known)
 
 
 class _Table:
@@ -123,16 +168,16 @@ class _Table:
     __slots__ = ("_checks", "_counts", "_mask", "_places", "_used")
 
     def __init__(self) -> None:
-        self._used = 0
-        self._make(64)
+        self._make(4 * FEW)
 
     def _make(self, size: int) -> None:
+        self._used = 0
         self._mask = size - 1
         self._places = array("Q", bytes(8 * size))
         self._checks = array("I", bytes(4 * size))
         self._counts = array("I", bytes(4 * size))  # 0: the slot is free
 
-    def count(self, place: int, check: int, exact: bool) -> int:  # noqa: FBT001  called for each request
+    def count(self, place: int, check: int, *, exact: bool) -> int:
         """Count one; `exact`: what has another check is another one, else it is the same one and its count is 0."""
         places, counts, mask = self._places, self._counts, self._mask
         slot = place & mask
@@ -150,14 +195,20 @@ class _Table:
             self._grow()
         return 1
 
+    def put(self, place: int, check: int, count: int) -> None:
+        """Put in one that is not there."""
+        slot, mask = place & self._mask, self._mask
+        while self._counts[slot]:
+            slot = (slot + 1) & mask
+        self._places[slot], self._checks[slot], self._counts[slot] = place, check, count
+        self._used += 1
+
     def _grow(self) -> None:
         before = zip(self._places, self._checks, self._counts, strict=True)
-        size = self._mask + 1
-        self._make(size * (4 if size < SMALL else 2))
-        places, checks, counts, mask = self._places, self._checks, self._counts, self._mask
+        self._make(2 * (self._mask + 1))
         for place, check, count in before:
             if count:
-                slot = place & mask
-                while counts[slot]:
-                    slot = (slot + 1) & mask
-                places[slot], checks[slot], counts[slot] = place, check, count
+                self.put(place, check, count)
+
+
+NO_TABLE = _Table()  # in the place of those that are not there yet

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -14,8 +15,8 @@ import msgspec
 
 from rxllm.errors import ConfigError
 from rxllm.stores.index import LEAST, Index
-from rxllm.stores.lock import BINARY, lock_beside
-from rxllm.stores.rows import hash_of, mark_of, prefix_of
+from rxllm.stores.lock import BINARY, lock_beside, other_kind, release
+from rxllm.stores.rows import hash_of, hash_of_name, is_torn, mark_of, name_of, prefix_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +28,10 @@ __all__ = ["Compacted", "JournalFile", "Syncing", "compact"]
 BUFFER = 32_768  # bytes read at a time: replies come back in about the order in which they were asked for
 BEHIND = 1_000  # rows after which the disk is asked to have them
 SOON = 1.0  # seconds after which it is, whatever their number
+SOME = 4_096  # lines after which it is asked whether to go on
+HEAD = 64  # bytes by which it is seen that a file is of something else
+BOM = b"\xef\xbb\xbf"
+BLANK = b"\0 \t\r\n"  # zero bytes: of a disk that lost power
 
 _log = logging.getLogger("rxllm.stores.journal")
 
@@ -34,27 +39,29 @@ _log = logging.getLogger("rxllm.stores.journal")
 class JournalFile:
     """A journal that is open, and nobody else's.
 
-    What a killed process has left torn at its end is cut off.
+    A row that a killed process has left torn at its end is cut off; nothing else ever is.
 
     Args:
         path: the file; made if there is none.
         retry_failed: failed rows do not count as done.
+        wanted: says now and then whether to go on; if not, an `InterruptedError` ends it.
 
     Raises:
         ConfigError: it cannot be used, is in use, or is no journal of this version; the message says where.
     """
 
-    __slots__ = ("_file", "_index", "_lock", "_reader", "_torn", "path", "size")
+    __slots__ = ("_file", "_index", "_lock", "_process", "_reader", "_torn", "path", "size")
 
-    def __init__(self, path: Path, *, retry_failed: bool = False) -> None:
+    def __init__(self, path: Path, *, retry_failed: bool = False, wanted: Callable[[], bool] = lambda: True) -> None:
         self.path = Path(os.path.realpath(path))  # a link to it stays one, and the folder may change
         self.size = 0  # bytes, all whole lines
         self._torn = False  # there may be more, which could not be taken back
         self._index = Index()
         self._file = self._lock = -1
+        self._process = os.getpid()
         self._reader: BinaryIO | None = None
         try:
-            self._open(retry_failed=retry_failed)
+            self._open(wanted, retry_failed=retry_failed)
         except OSError as error:
             self.close()
             raise _unusable(self.path, error) from None
@@ -62,10 +69,11 @@ class JournalFile:
             self.close()
             raise
 
-    def _open(self, *, retry_failed: bool) -> None:
+    def _open(self, wanted: Callable[[], bool], *, retry_failed: bool) -> None:
         path = self.path
-        if path.is_dir():
-            msg = f"journal {str(path)!r} must be a file, and is a directory"
+        kind = other_kind(path)
+        if kind is not None:
+            msg = f"journal {str(path)!r} must be a file, and is {kind}"
             raise ConfigError(msg)
         self._lock = _locked(path)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
@@ -73,7 +81,10 @@ class JournalFile:
         end = b""
         for number, offset, line, mark in _marked(path, self._reader):
             if mark is None:  # torn
+                _log.warning("journal %s: its last line was torn, %d bytes of it are cut off", path, len(line))
                 break
+            if not number % SOME and not wanted():
+                raise InterruptedError
             done = not mark.rxllm.again and (mark.rxllm.ok or not retry_failed)
             try:
                 hash_ = hash_of(mark.rxllm.key)
@@ -141,9 +152,10 @@ class JournalFile:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-        for descriptor in (self._file, self._lock):
-            if descriptor >= 0:
-                os.close(descriptor)
+        if self._file >= 0:
+            os.close(self._file)
+        if self._lock >= 0:
+            release(self._lock, self._process)
         self._file = self._lock = -1
 
 
@@ -184,17 +196,20 @@ class Syncing:
         self._begin(self._synced)
 
     def _begin(self, after: Callable[[OSError | None], object]) -> None:
-        twin, clock = self._file.twin(), self._clock
+        twin, path, clock = self._file.twin(), self._file.path, self._clock
         if not clock.threads:
-            after(_synced(twin))
+            after(_synced(twin, path))
             return
 
         def run() -> None:
-            error = _synced(twin)
+            error = _synced(twin, path)
             clock.post(lambda: after(error))
 
-        # No daemon: what was written before the process ended by itself is on the disk, too.
-        threading.Thread(target=run, name="rxllm journal").start()
+        try:
+            # No daemon: what was written before the process ended by itself is on the disk, too.
+            threading.Thread(target=run, name="rxllm journal").start()
+        except RuntimeError:  # the interpreter ends, and starts no thread any more
+            after(_synced(twin, path))
 
     def _synced(self, error: OSError | None) -> None:
         self._busy = False
@@ -220,14 +235,21 @@ class Syncing:
             self._timer = None
 
 
-def _synced(descriptor: int) -> OSError | None:
+def _synced(descriptor: int, path: Path) -> OSError | None:
+    """Have the disk keep a file, and close it; return why not, also if it is not the one at its path any more."""
     try:
         os.fsync(descriptor)
+        ours, there = os.fstat(descriptor), path.stat()
+    except FileNotFoundError:
+        return OSError(errno.ENOENT, "somebody has removed it")
     except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # a pipe, a file system without
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # a file system without
             return error
+        return None
     finally:
         os.close(descriptor)
+    if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino):
+        return OSError(errno.ESTALE, "somebody has replaced it")
     return None
 
 
@@ -240,11 +262,13 @@ class Compacted(msgspec.Struct, frozen=True, kw_only=True):
     after: int  # bytes
 
 
-def compact(path: str | os.PathLike[str]) -> Compacted:
+def compact(path: str | os.PathLike[str], *, by_id: bool = False) -> Compacted:
     """Write a journal anew with one line for each key, its last one. Who is killed on the way leaves the old file.
 
     Args:
         path: the file.
+        by_id: leave one line for each id, its last one: those of prompts that have been changed since, or were asked of
+            another model, go as well.
 
     Raises:
         ConfigError: there is none, it is in use, it is no journal of this version, or the disk is full.
@@ -260,7 +284,8 @@ def compact(path: str | os.PathLike[str]) -> Compacted:
     beside = whole.with_name(f"{whole.name}.new")
     try:
         with whole.open("rb", buffering=BUFFER) as file, whole.open("rb", buffering=BUFFER) as again:
-            result = _copy(whole, file, again, beside)
+            result = _copy(whole, file, again, beside, by_id=by_id)
+        shutil.copymode(whole, beside)
         beside.replace(whole)  # Windows replaces no file that is open
         _sync_folder(whole.parent)
     except OSError as error:
@@ -272,34 +297,35 @@ def compact(path: str | os.PathLike[str]) -> Compacted:
             beside.unlink(missing_ok=True)
         raise
     finally:
-        os.close(lock)
+        release(lock, os.getpid())
     return result
 
 
-def _copy(path: Path, file: BinaryIO, again: BinaryIO, beside: Path) -> Compacted:
-    """Copy the last line of each key of `file` to the file `beside`; `again` is the same file once more."""
+def _copy(path: Path, file: BinaryIO, again: BinaryIO, beside: Path, *, by_id: bool) -> Compacted:
+    """Copy the last line of each name of `file` to the file `beside`; `again` is the same file once more."""
     index = Index()
     try:
-        for number, offset, _line, mark in _marked(path, file):
+        for number, offset, line, mark in _marked(path, file):
             if mark is not None:
                 try:
-                    index.add(hash_of(mark.rxllm.key), offset, done=True)
+                    index.add(hash_of_name(name_of(line, mark, by_id=by_id)), offset, done=True)
                 except ValueError:
                     raise _damaged(path, number, f"{mark.rxllm.key!r} is no key") from None
         index.freeze()
         rows = dropped = 0
         before = file.seek(0, os.SEEK_END)
         file.seek(0)
-        with beside.open("wb") as new:
+        with open(beside, "wb", opener=_private) as new:
             for _number, offset, line, mark in _marked(path, file):
                 if mark is None:
                     continue
-                near = index.find(hash_of(mark.rxllm.key))
+                name = name_of(line, mark, by_id=by_id)
+                near = index.find(hash_of_name(name))
                 if near is not None and near // LEAST != offset // LEAST:
-                    dropped += 1
-                    if mark_of(_line_near(again, near)).rxllm.key == mark.rxllm.key:
+                    last = _line_near(again, near)
+                    if name_of(last, mark_of(last), by_id=by_id) == name:  # else two names of one hash
+                        dropped += 1
                         continue
-                    dropped -= 1  # two keys of one hash
                 rows += 1
                 new.write(line if line.endswith(b"\n") else line + b"\n")
             after = new.tell()
@@ -310,13 +336,21 @@ def _copy(path: Path, file: BinaryIO, again: BinaryIO, beside: Path) -> Compacte
     return Compacted(rows=rows, dropped=dropped, before=before, after=after)
 
 
+def _private(path: str, flags: int) -> int:
+    """Open a file that nobody else may read: the answers in it may be confidential."""
+    return os.open(path, flags | BINARY, 0o600)
+
+
 def _marked(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes, Any]]:
     """Yield number, offset, line and mark of each line; a last line that is torn has no mark.
 
     Raises:
         ConfigError: a line is none of a journal.
     """
-    if file.read(1) not in {b"", b"{"}:  # before a line of it is looked for, which may be all of it
+    head = file.read(HEAD)  # before a line of it is looked for, which may be all of it
+    if head.startswith(BOM):
+        raise _damaged(path, 1, "it begins with a byte order mark")
+    if head.strip(BLANK)[:1] not in {b"", b"{"}:
         raise _damaged(path, 1, "it begins with no object of JSON")
     file.seek(0)
     offset = 0
@@ -324,7 +358,7 @@ def _marked(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes, Any]]
         try:
             mark = mark_of(line)
         except ValueError as wrong:
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and is_torn(line):
                 yield number, offset, line, None
                 return
             if line.strip():
@@ -372,4 +406,7 @@ def _damaged(path: Path, number: int, reason: str) -> ConfigError:
 
 
 def _unusable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"journal {str(path)!r} cannot be used: {error.strerror or error}")
+    reason = error.strerror or str(error)
+    if isinstance(error, FileNotFoundError) and not path.parent.exists():
+        reason = f"there is no folder {str(path.parent)!r}"
+    return ConfigError(f"journal {str(path)!r} cannot be used: {reason}")

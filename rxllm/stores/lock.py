@@ -14,7 +14,7 @@ else:
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BINARY", "lock_beside"]
+__all__ = ["BINARY", "lock_beside", "other_kind", "release"]
 
 BINARY = getattr(os, "O_BINARY", 0)  # Windows makes two bytes of a line's end
 
@@ -37,7 +37,26 @@ def lock_beside(path: Path) -> int | None:
     return None
 
 
+def other_kind(path: Path) -> str | None:
+    """Return what is at `path` if that is no file in which lines can be kept; None: a file, or nothing."""
+    if path.is_dir():
+        return "a directory"
+    return "a pipe or a device" if path.exists() and not path.is_file() else None
+
+
+def release(lock: int, process: int) -> None:
+    """Close a lock that `process` has taken. It is free then, though a fork may still have it open.
+
+    Called in a fork it leaves the lock to the process that took it.
+    """
+    if process == os.getpid():
+        _unlock(lock)
+    os.close(lock)
+
+
 if sys.platform == "win32":
+
+    def _unlock(_lock: int) -> None: ...  # to close it is enough, and nobody forks
 
     def _locked(lock: int) -> bool:
         try:
@@ -47,6 +66,9 @@ if sys.platform == "win32":
         return True
 
 else:
+
+    def _unlock(lock: int) -> None:
+        fcntl.flock(lock, fcntl.LOCK_UN)
 
     def _locked(lock: int) -> bool:
         try:

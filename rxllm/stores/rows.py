@@ -8,18 +8,29 @@ A line has the shape of the output of OpenAI's Batch API, and what is ours besid
 
 Of a failed request `response` is null, or has only the status, and `error` says what happened: `code` and `message`,
 and what else is known. `rxllm.ok` is false then, and `rxllm.again` true if the next run has to ask again, whatever it
-is told about failed ones.
+is told about failed ones. `rxllm.meta` is the request's, if it has a JSON: it tells rows without an id apart.
 """
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from rxllm import errors
-from rxllm.errors import AuthError, BillingError, CallError, CancelledError, ConfigError, is_transient
-from rxllm.messages import Attempt, Outcome, Reply, Request, Usage
+from rxllm.errors import (
+    AuthError,
+    BillingError,
+    CallError,
+    CancelledError,
+    ConfigError,
+    NotReadyError,
+    OverloadedError,
+    RateLimitedError,
+    is_transient,
+)
+from rxllm.messages import Attempt, Outcome, Reply, Request, ToolCall, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,10 +40,13 @@ __all__ = [
     "Mark",
     "Row",
     "hash_of",
+    "hash_of_name",
+    "is_torn",
     "key_text",
     "line_of",
     "lines_of",
     "mark_of",
+    "name_of",
     "outcome_of",
     "prefix_of",
     "row_of",
@@ -42,18 +56,8 @@ VERSION = 1
 STEP = 0x9E3779B97F4A7C15  # odd, so all occurrences of a request have different hashes
 WORD = (1 << 64) - 1
 MICRO = 1e6  # of a second: what times are cut to; more digits would be half of the line
+BEGIN = b'{"id":"'  # of each line
 NO_BODY = msgspec.Raw(b"null")
-
-
-class _Usage(msgspec.Struct, omit_defaults=True, gc=False):
-    """As `Usage`, without what is zero."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    cache_write_tokens: int = 0
-    units: dict[str, float] | None = None
 
 
 class _Fault(msgspec.Struct, omit_defaults=True, gc=False):
@@ -77,7 +81,7 @@ class _Try(msgspec.Struct, omit_defaults=True, gc=False):
     waited: dict[str, float] = {}
     status: int | None = None
     error: _Fault | None = None
-    usage: _Usage | None = None
+    usage: Usage | None = None
     route: str | None = None
     hedged: bool = False
 
@@ -88,6 +92,17 @@ class _Response(msgspec.Struct, gc=False):
     body: msgspec.Raw = NO_BODY
 
 
+class _Facts(msgspec.Struct, omit_defaults=True, gc=False):
+    """What a function says of its reply: there is no body to read it from."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    others: tuple[str, ...] = ()
+    model: str | None = None
+    finish_reason: str | None = None
+
+
 class _Note(msgspec.Struct, omit_defaults=True, gc=False):
     """What is ours."""
 
@@ -96,10 +111,12 @@ class _Note(msgspec.Struct, omit_defaults=True, gc=False):
     started: float = 0.0  # the date, seconds since 1970
     seconds: float = 0.0
     attempts: list[_Try] = []
-    usage: _Usage | None = None
+    usage: Usage | None = None
     ok: bool = True
     again: bool = False
     encoding: str | None = None  # of a body that is no JSON: "text" or "base64"
+    reply: _Facts | None = None  # of one that is known by its value
+    meta: msgspec.Raw = NO_BODY  # the request's, if it has a JSON
 
 
 class Row(msgspec.Struct, gc=False):
@@ -125,6 +142,10 @@ class Mark(msgspec.Struct, gc=False):
     rxllm: _MarkNote
 
 
+class _Named(msgspec.Struct):
+    custom_id: str | None = None
+
+
 class _Versioned(msgspec.Struct):
     version: int
 
@@ -138,6 +159,7 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 _decode = msgspec.json.Decoder(Row).decode
 _decode_mark = msgspec.json.Decoder(Mark).decode
 _decode_version = msgspec.json.Decoder(_AnyVersion).decode
+_decode_id = msgspec.json.Decoder(_Named).decode
 _skim = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -159,84 +181,131 @@ def hash_of(key: str) -> int:
     return first if key[33:] == "1" else (first + (int(key[33:]) - 1) * STEP) & WORD
 
 
+def name_of(line: bytes, mark: Mark, *, by_id: bool) -> str:
+    """Return what makes of several lines one, of which the last counts: their key, or the request's id if it has one.
+
+    Raises:
+        ValueError: the key is none.
+    """
+    key = mark.rxllm.key
+    hash_of(key)
+    name = _decode_id(line).custom_id if by_id else None
+    return key if name is None else f"{key[33:]} {name}"  # the third of those with one id stays the third
+
+
+def hash_of_name(name: str) -> int:
+    """Return 64 bits of what `name_of` has returned."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
 def prefix_of(key: str) -> bytes:
     """Return how the line of a key begins, if it was written here."""
-    return b'{"id":"%b",' % key.encode()
+    return b'%b%b",' % (BEGIN, key.encode())
 
 
 # lines
 
 
 def lines_of(rows: list[Row]) -> bytes:
-    """Return the lines of rows.
-
-    Raises:
-        TypeError, ValueError: one of them has no JSON.
-    """
+    """Return the lines of rows."""
+    lines = _encode_lines(rows)
+    if lines.count(b"\n") == len(rows) and b"\r" not in lines:
+        return lines
+    for row in rows:  # JSON may have these between its tokens, and a line may not
+        if row.response is not None:
+            body = bytes(row.response.body).replace(b"\n", b" ").replace(b"\r", b" ")
+            row.response.body = msgspec.Raw(body)
     return _encode_lines(rows)
 
 
-def line_of(outcome: Outcome[Any], key: str, date: float) -> tuple[bytes, str | None]:
-    """Return the line of an outcome, and why its value is not in it, if it is not; see `row_of`."""
-    row, problem = row_of(outcome, key, date)
-    return _encode_lines([row]), problem
+def line_of(outcome: Outcome[Any], key: str, date: float) -> bytes:
+    """Return the line of an outcome; see `row_of`."""
+    return lines_of([row_of(outcome, key, date)[0]])
 
 
-def row_of(outcome: Outcome[Any], key: str, date: float) -> tuple[Row, str | None]:
-    """Return the row of an outcome, and why its value is not in it, if it is not.
+def row_of(outcome: Outcome[Any], key: str, date: float, *, by_value: bool = False) -> tuple[Row, str | None]:
+    """Return the row of an outcome, and what is not in it as it was, if something is not.
 
     Args:
         outcome: what came of the request.
         key: what `key_text` returned.
         date: now, in seconds since 1970.
+        by_value: the reply is of a function: what counts is its value, and not the body that it may have too.
     """
     reply, attempts, begun, seconds = outcome.reply, outcome.attempts, outcome.started, outcome.seconds
     if len(attempts) == 1:  # most often; then its usage is all there is
-        usage = attempts[0].usage
-        tries = [_try_of(attempts[0], begun, None)]
+        only = attempts[0]
+        usage, tries = only.usage, [_try_of(only, begun, None)]
     else:
         usage = outcome.usage
         tries = [_try_of(attempt, begun, attempt.usage) for attempt in attempts]
-    note = _Note(
-        VERSION,
-        key,
-        int((date - seconds) * 1e3) / 1e3,
-        int(seconds * MICRO) / MICRO,
-        tries,
-        None if usage is None else _used(usage),
-    )
+    note = _Note(VERSION, key, int((date - seconds) * 1e3) / 1e3, int(seconds * MICRO) / MICRO, tries, usage)
+    if outcome.request.meta is not None:
+        note.meta = _meta_of(outcome.request.meta)
     problem: str | None = None
+    fault: _Fault | None = None
+    response: _Response | None
     if reply is None:
         error = cast("Exception", outcome.error)
         fault = _fault_of(error)
         response = None if fault.status is None else _Response(fault.status, fault.request_id)
         note.ok, note.again = False, _is_open(error)
-    else:
-        fault = None
-        body, note.encoding, problem = _body_of(reply)
+    elif reply.raw and not by_value:
+        body, note.encoding = _body_of(reply.raw)
         response = _Response(reply.status, reply.id, body)
-        note.again = problem is not None
+    else:
+        body, problem = _value_of(reply)
+        response = _Response(reply.status, reply.id, body)
+        note.again, note.reply = body is NO_BODY, _facts_of(reply)
     return Row(key, outcome.request.id, response, fault, note), problem
 
 
-def _body_of(reply: Reply[Any]) -> tuple[msgspec.Raw, str | None, str | None]:
-    """Return the body as JSON that is ready, how it is encoded if it was none, and why there is none."""
-    raw = reply.raw
-    if not raw:
-        try:
-            return msgspec.Raw(_encode(reply.value)), None, None
-        except (TypeError, ValueError, RecursionError) as wrong:
-            return NO_BODY, None, f"a {type(reply.value).__name__} has no JSON: {wrong}"
+def _meta_of(meta: Any) -> msgspec.Raw:
+    try:
+        return msgspec.Raw(_encode(meta))
+    except Exception:  # of the user's own types too: it is not about the answer
+        return NO_BODY
+
+
+def _body_of(raw: bytes) -> tuple[msgspec.Raw, str | None]:
+    """Return a body as JSON that is ready, and how it is encoded if it was none."""
     try:
         _skim(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         try:
-            return msgspec.Raw(_encode(raw.decode())), "text", None
+            return msgspec.Raw(_encode(raw.decode())), "text"
         except UnicodeDecodeError:
-            return msgspec.Raw(_encode(raw)), "base64", None
-    if b"\n" in raw or b"\r" in raw:  # which JSON may have between its tokens, and a line may not
-        raw = raw.replace(b"\n", b" ").replace(b"\r", b" ")
-    return msgspec.Raw(raw), None, None
+            return msgspec.Raw(_encode(raw)), "base64"
+    return msgspec.Raw(raw), None
+
+
+def _value_of(reply: Reply[Any]) -> tuple[msgspec.Raw, str | None]:
+    """Return a value as JSON, and what is lost in that, if something is."""
+    value = reply.value
+    kind = type(value).__name__
+    try:
+        body = _encode(value)
+        same = _is_same(value, msgspec.json.decode(body))
+    except Exception as wrong:  # of the user's own types too
+        return NO_BODY, f"a {kind} has no JSON, so the next run asks again: {wrong}"
+    return msgspec.Raw(body), None if same else f"a {kind} comes back from it as what JSON has for that"
+
+
+def _is_same(value: Any, again: Any) -> bool:
+    return type(value) is type(again) and bool(value == again)
+
+
+def _facts_of(reply: Reply[Any]) -> _Facts | None:
+    """Return what a reply says beside its value; None: nothing."""
+    facts = _Facts(
+        "" if reply.text == reply.value else reply.text,
+        reply.reasoning,
+        reply.tool_calls,
+        reply.others,
+        reply.model,
+        reply.finish_reason,
+    )
+    return None if facts == NO_FACTS else facts
 
 
 def _try_of(attempt: Attempt, begun: float, usage: Usage | None) -> _Try:
@@ -247,20 +316,9 @@ def _try_of(attempt: Attempt, begun: float, usage: Usage | None) -> _Try:
         attempt.waited,
         attempt.status,
         None if error is None else _fault_of(error),
-        None if usage is None else _used(usage),
+        usage,
         attempt.route,
         attempt.hedged,
-    )
-
-
-def _used(usage: Usage) -> _Usage:
-    return _Usage(
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.cached_tokens,
-        usage.reasoning_tokens,
-        usage.cache_write_tokens,
-        usage.units,
     )
 
 
@@ -285,12 +343,13 @@ def _valid(text: object) -> str:
     return str(text).encode("utf-8", "replace").decode()
 
 
-def _is_open(error: Exception) -> bool:
-    """Say whether an error is not about the request, so that it is still to be asked: the run was over, or no key.
+# What says nothing of a request: the run was over, the key was not good for anything, or the server did nothing.
+OPEN = (AuthError, BillingError, CancelledError, ConfigError, NotReadyError, OverloadedError, RateLimitedError)
 
-    Or nobody was there: what is transient and was never sent.
-    """
-    if isinstance(error, (AuthError, BillingError, CancelledError, ConfigError)) or getattr(error, "halts", False):
+
+def _is_open(error: Exception) -> bool:
+    """Say whether an error says nothing of the request, so that it is still to be asked; or nobody was there to ask."""
+    if isinstance(error, OPEN) or getattr(error, "halts", False):
         return True
     return is_transient(error) and getattr(error, "sent", True) is False
 
@@ -321,6 +380,22 @@ def mark_of(line: bytes) -> Mark:
     raise ValueError(msg)
 
 
+def is_torn(line: bytes) -> bool:
+    """Say whether a last line is what a process that was killed has left of one of ours, or a disk without power.
+
+    It begins as ours do and ends too early. What is whole is never torn, nor is what somebody else has written.
+    """
+    if not line.strip(b"\0"):
+        return True
+    if not line.startswith(BEGIN) and not BEGIN.startswith(line):
+        return False
+    try:
+        _skim(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return True
+    return False
+
+
 def outcome_of(
     line: bytes, request: Request, restore: Callable[[Request, str | None, int, bytes], Reply[Any]]
 ) -> Outcome[Any]:
@@ -348,11 +423,15 @@ def outcome_of(
     if note.encoding is not None:
         body = msgspec.json.decode(body, type=bytes) if note.encoding == "base64" else _text(body)
     reply = restore(request, attempts[-1].route if attempts else None, response.status_code or 200, body)
+    if note.reply is not None:
+        facts = {name: value for name, value in msgspec.structs.asdict(note.reply).items() if value}
+        reply = msgspec.structs.replace(reply, **facts, id=response.request_id, status=response.status_code)
     if reply.usage == NO_USAGE and attempts and attempts[-1].usage is not None:
         reply = msgspec.structs.replace(reply, usage=attempts[-1].usage)
     return Outcome(request=request, reply=reply, attempts=attempts, seconds=note.seconds)
 
 
+NO_FACTS = _Facts()
 NO_USAGE = Usage()
 
 
@@ -361,7 +440,6 @@ def _text(body: bytes) -> bytes:
 
 
 def _attempt_of(number: int, tried: _Try) -> Attempt:
-    usage = tried.usage
     return Attempt(
         number=number,
         started=tried.started,
@@ -369,16 +447,7 @@ def _attempt_of(number: int, tried: _Try) -> Attempt:
         waited=tried.waited,
         status=tried.status,
         error=None if tried.error is None else _error_of(tried.error),
-        usage=None
-        if usage is None
-        else Usage(
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cached_tokens=usage.cached_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
-            cache_write_tokens=usage.cache_write_tokens,
-            units=usage.units,
-        ),
+        usage=tried.usage,
         route=tried.route,
         hedged=tried.hedged,
     )

@@ -310,6 +310,13 @@ def test_a_key_that_a_stream_tells_does_not_get_into_its_error():
     assert KEY not in repr(outcome) + str(outcome.error) + str(outcome.error.body)
 
 
+def test_a_key_that_a_good_answer_tells_is_not_in_the_reply():
+    outcome = outcome_of(Script(answer({"id": KEY, "choices": [{"message": {"content": f"You sent {KEY}."}}]})))
+    assert outcome.text == "You sent ***."
+    assert KEY not in repr(outcome)
+    assert KEY.encode() not in pickle.dumps(outcome)
+
+
 # what is paid for twice
 
 

@@ -765,3 +765,31 @@ def test_a_wrong_argument_is_an_error(path: Path, arguments: dict[str, Any], mes
 def test_what_cannot_be_cached_is_an_error(where: Any, operator: Any, message: str):
     with pytest.raises(ConfigError, match=message):
         cache(where, operator)
+
+
+@pytest.mark.parametrize("item", [(1, 2), float("nan"), b"x", {1: 2}], ids=["tuple", "nan", "bytes", "int-keys"])
+def test_an_item_that_looks_like_another_one_in_json_is_not_cached(path: Path, item: Any, logged: Any):
+    asked: list[Any] = []
+
+    def once(given: Any) -> int:
+        asked.append(given)
+        return len(asked)
+
+    cached = cache(path, call(function(once)))
+    for _ in range(2):
+        rxllm.collect(rxllm.from_iterable([item]).pipe(cached))
+    assert (len(asked), cached.statistics().skipped) == (2, 1)
+    assert f"an item of type {type(item).__name__} is not cached" in logged.text
+
+
+def test_an_answer_is_kept_for_what_was_asked_though_the_function_changes_what_it_is_given(path: Path):
+    def changing(item: dict[str, int]) -> int:
+        item["x"] = 1
+        return 7
+
+    cached = cache(path, call(function(changing)))
+    hits: list[int] = []
+    for item in ({"a": 1}, {"a": 1, "x": 1}, {"a": 1}):
+        rxllm.collect(rxllm.from_iterable([dict(item)]).pipe(cached))
+        hits.append(cached.statistics().hits)
+    assert hits == [0, 0, 1]

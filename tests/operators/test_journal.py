@@ -1,11 +1,13 @@
 """journal: each outcome is in the file before it is emitted, and what is there is not asked again."""
 
 import asyncio
+import contextvars
 import errno
 import logging
 import os
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import msgspec
@@ -14,9 +16,10 @@ import reactivex as rx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reactivex import operators as ops
+from reactivex.subject import Subject
 
 import rxllm
-from rxllm import Outcome, Reply, Request, Usage, call, chat
+from rxllm import Outcome, Reply, Request, Route, Usage, budget, call, chat
 from rxllm.errors import (
     AuthError,
     ConfigError,
@@ -132,6 +135,54 @@ def test_a_replayed_outcome_is_of_its_own_request_and_has_the_attempts_and_the_r
     assert again.usage == USAGE
 
 
+def test_what_the_file_has_takes_its_place_when_the_call_keeps_the_order(path):
+    client = Scripted()
+    run(path, client, ["a", "c"])
+    assert texts(run(path, client, ["a", "b", "c", "d"], ordered=True)) == ["A", "B", "C", "D"]
+    assert client.asked == ["a", "c", "b", "d"]
+    assert len(rows(path)) == 4
+
+
+def test_a_failure_of_the_file_ends_a_stream_that_fails_with_its_requests(path):
+    run(path, Scripted(b=InvalidRequestError("no")), ["a", "b"])
+    seen = run(path, Scripted(), ["a", "b", "c"], on_failure="raise")
+    assert texts(seen) == ["A"]
+    assert (type(seen.end.value), str(seen.end.value)) == (InvalidRequestError, "no")
+    assert len(rows(path)) == 2
+
+
+def test_what_the_file_has_costs_a_budget_nothing(path):
+    client = Scripted()
+    run(path, client, ["a", "b", "c"])
+    kept = budget(call(client, window=1), requests=2)
+    assert texts(run(path, client, ["a", "d", "b", "c", "e", "f"], operator=kept)) == ["A", "D", "B", "C", "E"]
+    assert kept.statistics().requests == 2
+    assert client.asked == ["a", "b", "c", "d", "e"]
+
+
+def test_a_journal_around_a_journal_hands_on_what_it_has(path):
+    client = Scripted()
+    run(path, client, ["a", "b"])
+    inner = journal(path.with_name("inner.jsonl"), call(client, ordered=True))
+    assert texts(run(path, client, ["a", "c", "b"], operator=inner)) == ["A", "C", "B"]
+    assert client.asked == ["a", "b", "c"]
+    assert len(rows(path.with_name("inner.jsonl"))) == 1
+
+
+def test_rows_that_cannot_be_read_any_more_are_asked_again_and_said_once(path, caplog):
+    client, items = Scripted(), list("abcde")
+    run(path, client, items)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"seconds":1.0', b'"seconds":-1.0')
+    lines[3] = lines[3].replace(b'{"text":"D"}', b'{"lost":"D"}')
+    path.write_bytes(b"".join(lines))
+    caplog.set_level(logging.INFO)
+    assert sorted(texts(run(path, client, items))) == list("ABCDE")
+    assert client.asked == [*items, "b", "d"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "2 rows could not be read" in caplog.text
+
+
 @settings(deadline=None, max_examples=30)
 @given(first=st.lists(st.sampled_from("abc"), max_size=8), second=st.lists(st.sampled_from("abc"), max_size=8))
 def test_equal_requests_are_counted_and_not_merged(tmp_path_factory, first, second):
@@ -244,7 +295,7 @@ def test_a_line_that_cannot_be_made_a_reply_any_more_is_asked_again(path, caplog
     path.write_bytes(path.read_bytes().replace(b'{"text":"A"}', b'{"lost":"A"}'))
     assert texts(run(path, client, [chat("a", id="x")])) == ["A"]
     assert client.asked == ["a", "a"]
-    assert "x is asked again: no text" in caplog.text
+    assert "the row of x cannot be read, so it is asked again: no text" in caplog.text
 
 
 def test_a_client_that_cannot_restore_is_named(path):
@@ -340,6 +391,29 @@ def test_a_source_that_does_not_wait_fails_with_a_hint(path):
         taker.take(100)
         scheduler.run()
     assert "use rxllm.from_iterable" in str(taker.ended.value)
+
+
+@pytest.mark.parametrize("end", ["on_completed", "on_error"])
+def test_a_source_that_ends_while_a_turn_is_emitted_loses_none_of_it(path, end):
+    scheduler, source = VirtualScheduler(), Subject()
+    seen = Recorder(scheduler)
+    ending = getattr(source, end)
+    stream = source.pipe(
+        journal(path, call(Scripted())),
+        ops.do_action(lambda _: ending() if end == "on_completed" else ending(BoomError())),
+    )
+    stream.subscribe(seen, scheduler=scheduler)
+    for item in "abc":
+        source.on_next(item)
+    scheduler.run()
+    assert texts(seen) == ["A", "B", "C"]
+    assert seen.end.kind == end.replace("on_", "")
+    assert len(rows(path)) == 3
+    assert_free(path)
+
+
+class BoomError(Exception):
+    """What a source fails with."""
 
 
 def test_a_dispose_writes_what_has_come_and_releases_everything(path):
@@ -700,6 +774,102 @@ def test_a_dispose_while_the_file_is_opened_leaves_it_free(path, monkeypatch):
     monkeypatch.undo()
     assert_free(path)
     assert calls == []
+
+
+def test_a_file_that_is_opened_in_a_thread_leaves_the_stream_the_context_of_its_caller(path, monkeypatch):
+    monkeypatch.setattr(JOURNAL, "LARGE", -1)
+    path.write_bytes(b"")
+    tenant = contextvars.ContextVar("tenant", default="nobody")
+
+    async def who(_item):
+        return tenant.get()
+
+    tenant.set("mine")
+    stream = rxllm.from_iterable(["a"]).pipe(journal(path, call(rxllm.function(who))))
+    assert [outcome.value for outcome in rxllm.collect(stream)] == ["mine"]
+
+
+def test_who_is_cancelled_while_a_file_is_opened_may_open_it_at_once(path, monkeypatch):
+    calls = []
+    rxllm.collect(rxllm.from_iterable(range(64)).pipe(journal(path, call(asynchronous(calls)))))
+    monkeypatch.setattr(JOURNAL, "LARGE", 0)
+    monkeypatch.setattr(sys.modules["rxllm.stores.journal"], "SOME", 1)
+    inside, opening = threading.Event(), JournalFile.__init__
+
+    def slow(self, path, *, wanted, **settings):
+        inside.set()
+
+        def late():
+            time.sleep(0.01)
+            return wanted()
+
+        opening(self, path, wanted=late, **settings)
+
+    monkeypatch.setattr(JournalFile, "__init__", slow)
+
+    async def main():
+        stream = rxllm.from_iterable(range(5)).pipe(journal(path, call(asynchronous(calls))))
+        run = asyncio.create_task(rxllm.acollect(stream))
+        while not inside.is_set():  # the thread sets it
+            await asyncio.sleep(0.001)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        monkeypatch.undo()
+        assert_free(path)
+
+    asyncio.run(main())
+    assert len(calls) == 64
+
+
+def test_a_long_quota_is_kept_beside_the_file_so_that_the_next_run_does_not_begin_it_anew(path):
+    for count, left in ((3, 2.0), (5, 0.0)):
+        gate = rxllm.Gate("5/hour", "1000/minute", rxllm.Quota("9/hour", state=str(path.with_name("own"))))
+        stage = journal(path, budget(call(asynchronous([]), gate=gate), requests=100))
+        outcomes = rxllm.collect(rxllm.from_iterable(range(count)).pipe(stage))
+        assert sorted(outcome.value for outcome in outcomes) == [2 * number for number in range(count)]
+        assert gate.statistics().quotas[0].available == left
+        gate.close()
+    kept = sorted(one.name for one in path.parent.iterdir() if one.suffix in {".quota", ""})
+    assert kept == ["own", "results.jsonl.5-requests-per-3600-seconds.quota"]
+
+
+def test_each_of_several_clients_keeps_its_long_quota_in_a_file_of_its_own(path):
+    gates = [rxllm.Gate("50/day"), rxllm.Gate("50/day")]
+    clients = [Route(asynchronous([]), gate=gate, name=name) for gate, name in zip(gates, "ab", strict=True)]
+    collected = rxllm.collect(rxllm.from_iterable(range(4)).pipe(journal(path, call(rxllm.any_of(*clients)))))
+    assert len(collected) == 4
+    kept = {gate.statistics().quotas[0].quota.state for gate in gates}
+    assert kept == {f"{path}.{name}.50-requests-per-86400-seconds.quota" for name in "ab"}
+
+
+def test_a_gate_that_is_in_use_keeps_its_quotas_where_they_are(path):
+    gate = rxllm.Gate("50/day")
+    rxllm.collect(rxllm.from_iterable(range(2)).pipe(call(asynchronous([]), gate=gate)))
+    rxllm.collect(rxllm.from_iterable(range(2)).pipe(journal(path, call(asynchronous([]), gate=gate))))
+    (quota,) = gate.statistics().quotas
+    assert (quota.quota.state, quota.available) == (None, 46.0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_file_that_somebody_takes_away_during_the_run_ends_it(path, monkeypatch, how):
+    monkeypatch.setattr(sys.modules["rxllm.stores.journal"], "BEHIND", 10)
+    calls = []
+
+    async def answer(item):
+        calls.append(item)
+        if item == 20:
+            path.rename(path.with_name("elsewhere"))
+            if how == "replaced":
+                path.write_bytes(b"")
+        await asyncio.sleep(0)
+        return item
+
+    stream = rxllm.from_iterable(range(1_000_000)).pipe(journal(path, call(rxllm.function(answer), window=4)))
+    with pytest.raises(StoreError, match=f"cannot be written: somebody has {how} it"):
+        rxllm.collect(stream)
+    assert len(calls) < 1_000_000
 
 
 def test_a_damaged_file_that_is_opened_in_a_thread_ends_the_stream(path, monkeypatch):

@@ -15,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rxllm
-from rxllm import Attempt, Outcome, Reply, Request, Usage, chat, errors
+from rxllm import Attempt, Outcome, Reply, Request, ToolCall, Usage, chat, errors
 from rxllm.errors import CallError, ConfigError, ServerError, TimeoutError, ValidationError
 from rxllm.runtime import background
 from rxllm.stores.journal import Compacted, JournalFile, Syncing, compact
-from rxllm.stores.rows import hash_of, key_text, line_of, mark_of, outcome_of
+from rxllm.stores.rows import hash_of, key_text, line_of, lines_of, mark_of, outcome_of, row_of
 from rxllm.testing import VirtualScheduler
 
 KEY = key_text(bytes(range(16)), 1)
+STORE = sys.modules["rxllm.stores.journal"]
 
 
 def key(number, occurrence=1):
@@ -31,7 +32,7 @@ def key(number, occurrence=1):
 
 def row(number, text="x", *, error=None, occurrence=1, id=None):
     reply = None if error else Reply(value=text, text=text, raw=msgspec.json.encode({"text": text}))
-    return line_of(Outcome(request=chat("hi", id=id), reply=reply, error=error), key(number, occurrence), 0.0)[0]
+    return line_of(Outcome(request=chat("hi", id=id), reply=reply, error=error), key(number, occurrence), 0.0)
 
 
 def restore(request, route, status, body):
@@ -65,8 +66,8 @@ def test_a_line_has_the_shape_of_a_batch_output_and_what_is_ours():
         started=10.0,
         seconds=2.25,
     )
-    line, problem = line_of(outcome, KEY, 1_000.0)
-    assert problem is None
+    line = line_of(outcome, KEY, 1_000.0)
+    assert row_of(outcome, KEY, 1_000.0)[1] is None
     assert line.endswith(b"}\n")
     assert msgspec.json.decode(line) == {
         "id": KEY,
@@ -116,8 +117,8 @@ def test_an_outcome_comes_back_with_its_attempts_and_its_body(tries, raw):
     attempts = tuple(msgspec.structs.replace(one, number=number) for number, one in enumerate(tries, 1))
     request = chat("hi")
     given_ = Outcome(request=request, reply=Reply(value=1, raw=raw), attempts=attempts, seconds=3.0)
-    line, problem = line_of(given_, KEY, 9.0)
-    assert (problem, line.count(b"\n"), b"\r" in line) == (None, 1, False)
+    line = line_of(given_, KEY, 9.0)
+    assert (row_of(given_, KEY, 9.0)[1], line.count(b"\n"), b"\r" in line) == (None, 1, False)
     back = outcome_of(line, request, restore)
     assert (back.request, back.attempts, back.seconds, back.ok) == (request, attempts, 3.0, True)
     assert back.usage == given_.usage
@@ -136,7 +137,7 @@ def test_an_outcome_comes_back_with_its_attempts_and_its_body(tries, raw):
     ids=["json", "of-several-lines", "a-text", "two-objects", "bytes"],
 )
 def test_a_body_of_any_kind_is_kept_on_one_line_and_comes_back(raw, encoding):
-    line, _ = line_of(Outcome(request=chat("hi"), reply=Reply(value=1, raw=raw)), KEY, 0.0)
+    line = line_of(Outcome(request=chat("hi"), reply=Reply(value=1, raw=raw)), KEY, 0.0)
     assert line.count(b"\n") == 1
     assert msgspec.json.decode(line)["rxllm"].get("encoding") == encoding
     expected = raw.replace(b"\n", b" ") if encoding is None else raw
@@ -144,9 +145,9 @@ def test_a_body_of_any_kind_is_kept_on_one_line_and_comes_back(raw, encoding):
 
 
 def test_a_value_without_a_json_is_said_and_asked_again():
-    line, problem = line_of(Outcome(request=Request(body=1), reply=Reply(value=object())), KEY, 0.0)
+    row, problem = row_of(Outcome(request=Request(body=1), reply=Reply(value=object())), KEY, 0.0)
     assert "a object has no JSON" in problem
-    assert mark_of(line).rxllm.again is True
+    assert mark_of(lines_of([row])).rxllm.again is True
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_a_value_without_a_json_is_said_and_asked_again():
 )
 def test_an_error_comes_back_as_what_it_was(error):
     failed = Outcome(request=chat("hi"), error=error, attempts=(Attempt(number=1, error=error),))
-    line = line_of(failed, KEY, 0.0)[0]
+    line = line_of(failed, KEY, 0.0)
     back = outcome_of(line, chat("hi"), restore)
     for again in (back.error, back.attempts[0].error):
         assert type(again) is type(error)
@@ -174,13 +175,13 @@ def test_an_error_comes_back_as_what_it_was(error):
 def test_an_error_that_was_made_final_comes_back_final():
     error = ServerError("it may have worked")
     error.transient = False
-    back = outcome_of(line_of(Outcome(request=chat("hi"), error=error), KEY, 0.0)[0], chat("hi"), restore)
+    back = outcome_of(line_of(Outcome(request=chat("hi"), error=error), KEY, 0.0), chat("hi"), restore)
     assert back.error.transient is False
 
 
 @pytest.mark.parametrize("error", [KeyError("a"), ConfigError("wrong")], ids=["foreign", "ours"])
 def test_any_other_error_comes_back_with_its_name_or_as_it_was(error):
-    back = outcome_of(line_of(Outcome(request=chat("hi"), error=error), KEY, 0.0)[0], chat("hi"), restore)
+    back = outcome_of(line_of(Outcome(request=chat("hi"), error=error), KEY, 0.0), chat("hi"), restore)
     if isinstance(error, ConfigError):
         assert (type(back.error), str(back.error)) == (ConfigError, "wrong")
     else:
@@ -188,7 +189,7 @@ def test_any_other_error_comes_back_with_its_name_or_as_it_was(error):
 
 
 def test_the_text_of_an_error_that_no_file_takes_is_kept_without_what_is_wrong():
-    line = line_of(Outcome(request=chat("hi"), error=ServerError("a\ud800b")), KEY, 0.0)[0]
+    line = line_of(Outcome(request=chat("hi"), error=ServerError("a\ud800b")), KEY, 0.0)
     assert outcome_of(line, chat("hi"), restore).error.message == "a?b"
 
 
@@ -209,13 +210,15 @@ def unsent(error):
         (errors.CancelledError("given up"), True),
         (ConfigError("closed"), True),
         (ServerError("down"), False),
-        (errors.RateLimitedError("slow"), False),
+        (errors.RateLimitedError("slow", 429), True),
+        (errors.OverloadedError("too many", 529), True),
+        (errors.TimeoutError("not answered"), False),
         (KeyError("a bug"), False),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
 def test_a_failure_that_says_nothing_of_the_request_is_asked_again(error, again):
-    assert mark_of(line_of(Outcome(request=chat("hi"), error=error), KEY, 0.0)[0]).rxllm.again is again
+    assert mark_of(line_of(Outcome(request=chat("hi"), error=error), KEY, 0.0)).rxllm.again is again
 
 
 def test_occurrences_have_different_hashes():
@@ -225,12 +228,155 @@ def test_occurrences_have_different_hashes():
         hash_of("nonsense")
 
 
+def test_a_reply_that_a_function_has_made_comes_back_with_all_it_says():
+    tool = ToolCall(id="t1", name="look", arguments='{"at":1}')
+    reply = Reply(
+        value={"n": 5},
+        text="five",
+        reasoning="four and one",
+        tool_calls=(tool,),
+        others=("six",),
+        model="m",
+        id="r1",
+        finish_reason="length",
+        status=200,
+        usage=Usage(input_tokens=3),
+        raw=b"as it came",
+    )
+    attempts = (Attempt(number=1, usage=reply.usage),)
+    given_ = Outcome(request=chat("hi"), reply=reply, attempts=attempts)
+    row, problem = row_of(given_, KEY, 9.0, by_value=True)
+    assert problem is None
+
+    def by_value(request, route, status, body):
+        return Reply(value=msgspec.json.decode(body))
+
+    assert outcome_of(lines_of([row]), given_.request, by_value).reply == msgspec.structs.replace(reply, raw=b"")
+
+
+@pytest.mark.parametrize(
+    "value", [(1, 2), float("nan"), {1: 2}, b"x", {"a": {1, 2}}], ids=["tuple", "nan", "int-keys", "bytes", "set"]
+)
+def test_a_value_that_comes_back_as_something_else_is_kept_and_said(value):
+    row, problem = row_of(Outcome(request=Request(body=1), reply=Reply(value=value)), KEY, 0.0)
+    assert problem == f"a {type(value).__name__} comes back from it as what JSON has for that"
+    assert mark_of(lines_of([row])).rxllm.again is False
+
+
+@pytest.mark.parametrize(
+    ("meta", "kept"), [({"line": 7}, {"line": 7}), (object(), None), (None, None)], ids=["json", "no-json", "none"]
+)
+def test_the_meta_of_a_request_is_in_its_row_if_it_has_a_json(meta, kept):
+    line = line_of(Outcome(request=chat("hi", meta=meta), reply=Reply(value=1)), KEY, 0.0)
+    assert msgspec.json.decode(line)["rxllm"].get("meta") == kept
+
+
 # the file
 
 
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "results.jsonl"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"model": "m", "temperature": 0}',
+        b'{"custom_id": "1", "body": {}}',
+        b"{ a text that begins so",
+        b'{"id":"1","custom_id":null,"rxllm":{"version":2}}',
+        row(1) + b'{"prompt": "half',
+    ],
+    ids=["a-config", "a-request", "a-text", "a-later-version", "a-foreign-line-at-the-end"],
+)
+@pytest.mark.parametrize("use", [JournalFile, compact], ids=["open", "compact"])
+def test_what_is_no_row_of_ours_is_never_cut_off_though_its_last_line_has_no_end(path, content, use):
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="line [12]: "):
+        use(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b"{", b'{"id":"', row(2)[:-40], row(2)[:-40] + b"\0\0", b"\0\0\0"],
+    ids=["a-brace", "a-beginning", "half-a-row", "half-a-row-and-zeros", "zeros"],
+)
+def test_what_a_killed_process_or_a_disk_without_power_has_left_is_cut_off_and_said(path, tail, caplog):
+    path.write_bytes(row(1) + tail)
+    assert found(path, key(1), key(2)) == [row(1), None]
+    assert path.read_bytes() == row(1)
+    assert f"{len(tail)} bytes of it are cut off" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [(b"\xef\xbb\xbf", "begins with a byte order mark"), (b"id,text\n", "begins with no object of JSON")],
+    ids=["byte-order-mark", "csv"],
+)
+def test_another_kind_of_file_is_refused_by_its_beginning(path, head, says):
+    path.write_bytes(head + row(1))
+    with pytest.raises(ConfigError, match=f"line 1: it {says}"):
+        JournalFile(path)
+
+
+def test_empty_lines_do_no_harm_wherever_they_are(path):
+    path.write_bytes(b"\n  \n" + row(1) + b"\n" + row(2) + b"  \n")
+    assert found(path, key(1), key(2)) == [row(1), row(2)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes in folders")
+def test_a_pipe_or_a_device_is_refused_and_nobody_waits_for_it(path):
+    os.mkfifo(path)
+    for one in (path, Path(os.devnull)):
+        with pytest.raises(ConfigError, match="must be a file, and is a pipe or a device"):
+            JournalFile(one)
+    assert not Path(f"{os.devnull}.lock").exists()
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=f"cannot be used: there is no folder {str(tmp_path / 'none')!r}"):
+        JournalFile(tmp_path / "none" / "results.jsonl")
+
+
+def test_who_does_not_want_the_file_any_more_gets_none_and_leaves_no_lock(path, monkeypatch):
+    monkeypatch.setattr(STORE, "SOME", 2)
+    path.write_bytes(b"".join(map(row, range(1, 9))))
+    with pytest.raises(ConfigError):
+        JournalFile(path, wanted=lambda: False)
+    assert found(path, key(8)) == [row(8)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_a_fork_does_not_keep_the_file_from_the_next_run_nor_takes_it_from_this_one(path):
+    file = JournalFile(path)
+    ready, told = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        file.close()
+        os.write(ready[1], b"x")
+        os.read(told[0], 1)
+        os._exit(0)
+    try:
+        os.read(ready[0], 1)
+        with pytest.raises(ConfigError, match="in use"):
+            JournalFile(path)
+        file.close()
+        again = JournalFile(path)  # while the fork lives
+        other = os.fork()
+        if not other:
+            os.read(told[0], 1)
+            os._exit(0)
+        again.close()
+        JournalFile(path).close()
+    finally:
+        os.write(told[1], b"xx")
+        os.waitpid(child, 0)
+        os.waitpid(other, 0)
+        for descriptor in (*ready, *told):
+            os.close(descriptor)
 
 
 def found(path, *keys, **settings):
@@ -535,6 +681,22 @@ def test_compact_leaves_the_last_line_of_each_key_in_the_order_of_the_file(path)
     assert path.read_bytes() == after
     assert compact(str(path)) == Compacted(rows=4, dropped=0, before=len(after), after=len(after))
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["results.jsonl", "results.jsonl.lock"]
+
+
+def test_compact_by_id_leaves_the_last_line_of_each_id_and_all_of_those_without(path):
+    rows = [row(1, id="a"), row(2, id="a"), row(2, id="a", occurrence=2), row(3), row(4), row(5, id="b"), row(3)]
+    path.write_bytes(b"".join(rows))
+    done = compact(path, by_id=True)
+    assert path.read_bytes() == b"".join([rows[1], rows[2], rows[4], rows[5], rows[6]])
+    assert (done.rows, done.dropped) == (5, 2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are others there")
+def test_compact_keeps_a_private_file_private(path):
+    path.write_bytes(row(1))
+    path.chmod(0o600)
+    compact(path)
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_compact_keeps_two_keys_of_one_hash(path):
