@@ -10,8 +10,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
-import os
-import queue
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -20,6 +18,7 @@ import msgspec
 from reactivex import Observable
 
 from rxllm import runtime
+from rxllm.bell import Bell
 from rxllm.clock import loop_clock
 from rxllm.demand import Demand, DemandScheduler, Flow
 from rxllm.errors import ConfigError, check_number
@@ -40,7 +39,6 @@ BUFFER = 256  # items: enough that the loop seldom waits for the consumer's thre
 MOMENT = 0.001  # seconds: to wake a thread costs more than many a request, so several items share it
 NONE: Any = object()  # no item
 CLEANUP = 5.0  # seconds that a close waits for cancelled tasks to end
-POLL = 0.2 if os.name == "nt" else None  # seconds; on Windows a wait without end cannot be interrupted by Ctrl-C
 
 
 class SinkStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +65,7 @@ class _Queue(Demand, Generic[T]):
         "_many",
         "_pause",
         "_ringing",
+        "_rung_at",
         "_subscription",
         "delivered",
         "draining",
@@ -85,6 +84,7 @@ class _Queue(Demand, Generic[T]):
         self._bell = bell
         self._pause = pause  # seconds that the bell may wait for more items
         self._ringing = False
+        self._rung_at = 0.0  # when it rang, or began to wait for more items
         self._subscription: Disposable | None = None
         self.items: deque[T] = deque()
         self.starved = False  # full: the consumer calls `wake_from_consumer` when it has made room
@@ -129,6 +129,10 @@ class _Queue(Demand, Generic[T]):
             return self._capacity - len(self.items)
         return 0
 
+    def has_news(self) -> bool:
+        """Say whether the consumer has something to see: an item, or the end."""
+        return bool(self.items) or self.finished
+
     def on_next(self, item: T) -> None:
         if not self.finished:
             self.arrived += 1
@@ -155,19 +159,29 @@ class _Queue(Demand, Generic[T]):
             self.close()
 
     def _ring(self) -> None:
-        """Ring in a moment for all that comes until then; at once when the queue is half full, and at the end."""
-        if self.finished or len(self.items) == self._many:
+        """Ring in a moment for all that comes until then; at once when the queue is half full, and at the end.
+
+        A turn of the loop that has much to read is longer than a moment, so the clock is looked at as well: else the
+        queue would be full before anybody is woken, and who waits for room in it waits for another turn.
+        """
+        if self.finished:
             self.clock.call_soon(self._rung)
+        elif not self._pause:
+            if not self._ringing:
+                self._ringing = True
+                self.clock.call_soon(self._rung)
+        elif len(self.items) == self._many or (self._ringing and self.clock.seconds() - self._rung_at >= self._pause):
+            self._rung_at = self.clock.seconds()
+            self._bell()
         elif not self._ringing:
             self._ringing = True
-            if self._pause:
-                self.clock.call_later(self._pause, self._rung)
-            else:
-                self.clock.call_soon(self._rung)
+            self._rung_at = self.clock.seconds()
+            self.clock.call_later(self._pause, self._rung)
 
     def _rung(self) -> None:
         self._ringing = False
-        self._bell()
+        if self.items or self.finished:
+            self._bell()
 
     def wake_from_consumer(self) -> None:
         """Go on pulling: the consumer has made room. On the loop."""
@@ -253,15 +267,8 @@ class Outcomes(Generic[T]):
     """The items of a running stream, as an iterator. See `iterate`; safe to share between threads."""
 
     def __init__(self, source: Observable[T], clock: LoopClock, buffer: int, grace: float) -> None:
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._waiting = _Counter()
-        waiting, bell = self._waiting, self._bell
-
-        def ring() -> None:
-            for _ in range(waiting.value):
-                bell.put(None)
-
-        self._queue: _Queue[T] = _Queue(clock, buffer, ring, pause=MOMENT)
+        self._bell = Bell()
+        self._queue: _Queue[T] = _Queue(clock, buffer, self._bell.ring, pause=MOMENT)
         self._items = self._queue.items
         self._low = buffer // 2
         self._clock = clock
@@ -324,14 +331,8 @@ class Outcomes(Generic[T]):
     def _wait_for_item(self) -> T:
         items = self._items
         sink = self._queue
-        waiting = self._waiting
         while True:
-            waiting.value += 1
-            try:
-                if not items and not sink.finished:
-                    self._listen()
-            finally:
-                waiting.value -= 1
+            self._listen()
             try:
                 item = items[0]  # as in __next__
                 del items[0]
@@ -343,16 +344,14 @@ class Outcomes(Generic[T]):
                 self._end()
 
     def _listen(self) -> None:
-        """Wait for the bell, at most until Ctrl-C's grace is over."""
-        timeout = POLL
+        """Wait for an item or the end, at most until Ctrl-C's grace is over."""
+        left: float | None = None
         if self._until is not None:
             left = self._until - runtime.steady()
             if left <= 0:
                 self.close()
                 return
-            timeout = left if timeout is None else min(left, timeout)
-        with contextlib.suppress(queue.Empty):
-            self._bell.get(timeout=timeout)
+        self._bell.wait(self._queue.has_news, left)
 
     def _end(self) -> None:
         self._finalizer.detach()
@@ -390,15 +389,6 @@ class Outcomes(Generic[T]):
     ) -> None:
         """Close."""
         self.close()
-
-
-class _Counter:
-    """How many threads wait."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = 0
 
 
 def aiterate(source: Observable[T], *, buffer: int = BUFFER) -> AsyncOutcomes[T]:

@@ -1,4 +1,5 @@
 import csv
+import datetime as dt
 import json
 import os
 import signal
@@ -164,6 +165,32 @@ def test_a_column_that_is_not_there_is_said_before_anything_else(write, shape, m
         Input(Path(write("in.csv", "id,text", "1,a")), shape)
 
 
+def test_two_columns_of_a_name_that_is_needed_are_refused(write):
+    with pytest.raises(ConfigError, match="there are 2 columns 'text', and nobody knows"):
+        Input(Path(write("in.csv", "id,text,text", "1,a,b")), Shape(template=Template("{text}")))
+    assert Input(Path(write("in.csv", "prompt,text,text", "1,a,b")), Shape()).count() == 1
+
+
+def test_a_line_of_a_csv_file_that_does_not_end_is_not_read_into_memory(write, monkeypatch):
+    monkeypatch.setattr("rxllm.cli.inputs.LINE", 1000)
+    source = Input(Path(write("in.csv", "prompt", "a", "b" * 5000, "c")), Shape())
+    with pytest.raises(ConfigError, match="in.csv, line 3: longer than 1,000 characters: is this CSV?"):
+        list(source.rows())
+
+
+def test_a_parquet_file_that_is_damaged_within_is_named(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "in.parquet"
+    table = pyarrow.table({"prompt": [f"{n:01000}" for n in range(200)]})
+    parquet.write_table(table, path, compression="none", use_dictionary=False)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"\xff" * 3000)
+    with pytest.raises(ConfigError, match="in.parquet: its Parquet is damaged"):
+        list(Input(path, Shape()).rows())
+
+
 def test_a_csv_file_of_another_encoding_is_refused_with_the_line(tmp_path):
     path = tmp_path / "in.csv"
     path.write_bytes(b"prompt\nfine\n\xff\n")
@@ -175,10 +202,13 @@ def test_a_parquet_file_gives_a_request_for_each_row(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "in.parquet"
-    parquet.write_table(pyarrow.table({"id": [1, 2], "text": ["a", None], "other": [0.5, 1.5]}), path)
-    source = Input(path, Shape(template=Template("Say {text}")))
+    parts, days = [{"x": [1, None], "y": "z"}, None], [dt.date(2026, 1, 31)] * 2
+    columns = {"id": [1, 2], "text": ["a", None], "other": [0.5, 1.5], "parts": parts, "day": days}
+    parquet.write_table(pyarrow.table(columns), path)
+    source = Input(path, Shape(template=Template("Say {text} of {parts} on {day}")))
     first, second = source.rows()
-    assert (first.request.id, first.request.body["messages"][0]["content"]) == ("1", "Say a")
+    said = 'Say a of {"x":[1,null],"y":"z"} on 2026-01-31'
+    assert (first.request.id, first.request.body["messages"][0]["content"]) == ("1", said)
     assert source.where(second) == f"{path}, row 2: text is null"
     assert source.count() == 2
 
@@ -366,6 +396,33 @@ def test_what_was_spent_is_told_by_the_prices_of_the_user(server, write, tmp_pat
     assert f"{used:,} tokens, ${used:,.4f}" in told
 
 
+def test_a_budget_that_suffices_is_no_failure(server, write, tmp_path, capsys):
+    source, output = write("in.jsonl", *prompts(4)), str(tmp_path / "out.jsonl")
+    options = ["run", source, "-o", output, "--model", "any", "--url", server.url]
+    assert main([*options, "--budget", "requests=4"]) == 0
+    assert "stopped" not in capsys.readouterr().err
+
+
+def test_a_budget_of_seconds_ends_what_waits_and_says_what_was_not_asked(server, write, tmp_path, capsys):
+    source, output = write("in.jsonl", *prompts(6)), str(tmp_path / "out.jsonl")
+    options = ["run", source, "-o", output, "--model", "any", "--url", server.url]
+    assert main([*options, "--rpm", "2", "--budget", "seconds=0.5"]) == 1
+    told = capsys.readouterr().err
+    assert "2 good, 0 failed, 4 not asked" in told
+    assert "the budget of seconds is used up; run the same again to go on" in told
+    assert "retry" not in told
+    assert main(options) == 0
+    assert len({row["id"] for row in rows(output) if row["response"] is not None}) == 6
+
+
+def test_results_of_rows_without_an_id_tell_their_line(server, write, tmp_path):
+    source, output = write("in.csv", "text", "one", "two", '"a', 'b"', "three"), str(tmp_path / "out.jsonl")
+    options = ["--model", "any", "--url", server.url, "--template", "Echo {text}."]
+    for _ in range(2):
+        assert main(["run", source, "-o", output, *options]) == 0
+    assert sorted(row["rxllm"]["meta"]["line"] for row in rows(output)) == [2, 3, 5, 6]
+
+
 def test_a_template_asks_for_each_row_of_a_csv_file(server, write, tmp_path):
     source, output = write("in.csv", "id,text", "a,one", "b,two"), str(tmp_path / "out.jsonl")
     prompt = write("prompt.txt", "Echo {text}.").strip()
@@ -398,6 +455,21 @@ def test_a_config_file_says_where_and_how_and_options_go_before_it(server, write
     assert Settings(input=source, model="any", config=config).backoff().attempts == 3
 
 
+def test_limits_that_are_given_stand_in_the_place_of_those_of_the_config(write):
+    limits = ("requests_per_minute = 500", "input_tokens_per_minute = 1000", "output_tokens_per_minute = 100")
+    config = write("remote.toml", *limits, "num_workers = 3", "use_adaptive_concurrency = false")
+
+    def quotas(**given):
+        with Settings(input="in.jsonl", model="any", config=config, **given).gate() as gate:
+            rows = [found.quota for found in gate.statistics().quotas]
+            return {row.unit: (row.limit, row.per) for row in rows}
+
+    assert quotas() == {"requests": (500, 60), "input_tokens": (1000, 60), "output_tokens": (100, 60)}
+    assert quotas(rpm=0.5) == {"requests": (1, 120), "input_tokens": (1000, 60), "output_tokens": (100, 60)}
+    assert quotas(tpm=9000) == {"requests": (500, 60), "tokens": (9000, 60)}
+    assert quotas(rpm=7, tpm=0.25) == {"requests": (7, 60), "tokens": (1, 240)}
+
+
 def test_a_key_that_is_not_accepted_ends_the_run_and_nothing_shows_it(server, write, tmp_path, monkeypatch, capsys):
     server.set(key="the-good-key")
     source, output = write("in.jsonl", *prompts(500)), str(tmp_path / "out.jsonl")
@@ -405,7 +477,7 @@ def test_a_key_that_is_not_accepted_ends_the_run_and_nothing_shows_it(server, wr
     monkeypatch.setenv("MY_KEY", "sentinel-a-bad-key")
     assert main(["run", source, "-o", output, *options]) == 1
     told = capsys.readouterr()
-    assert "nothing is answered any more" in told.err
+    assert f"nothing is answered any more; when that is mended, rxllm retry {output} asks the rest" in told.err
     assert len(rows(output)) < 500
     monkeypatch.setenv("MY_KEY", "the-good-key")
     assert main(["run", source, "-o", output, *options, "-q"]) == 0
@@ -425,11 +497,55 @@ def test_check_finds_bad_lines_and_estimates_what_a_run_takes(write, capsys):
     assert f"{source}, line 5: the id 'line-1' is that of line 2 too" in told
     assert f"{source}, line 6: prompt must be a text, got int" in told
     assert "4 requests, about" in told
-    assert "1 requests do not limit their output" in told
+    assert "1 request does not limit its output" in told
     assert "at least 1 min 0 s" in told
     assert "3 bad lines" in told
     assert main(["check", write("good.jsonl", *prompts(3)), "--model", "any"]) == 0
     assert "at most 27 of output" in capsys.readouterr().out
+
+
+def test_compact_by_id_leaves_the_last_answer_of_a_prompt_that_was_changed(server, write, tmp_path, capsys):
+    output = str(tmp_path / "out.jsonl")
+    options = ["-o", output, "--model", "any", "--url", server.url, "-q"]
+    for prompt in ("Say one.", "Say two."):
+        assert main(["run", write("in.jsonl", {"id": "a", "prompt": prompt}), *options]) == 0
+    assert main(["compact", output]) == 0
+    assert ids(output) == {"a": 2}
+    assert main(["compact", output, "--by-id"]) == 0
+    assert ids(output) == {"a": 1}
+    assert f"{output}: 1 line, 1 dropped" in capsys.readouterr().out
+
+
+def test_requests_that_name_their_models_need_no_other(server, write, tmp_path, capsys):
+    batch = {"method": "POST", "url": "/v1/chat/completions"}
+    body = {"messages": [{"role": "user", "content": "Hi"}]}
+    lines = [
+        {**batch, "custom_id": "a", "body": {"model": "one", **body}},
+        {"prompt": "Hi", "id": "b", "model": "two"},
+        {"prompt": "Hi", "id": "c"},
+    ]
+    source, output = write("in.jsonl", *lines), str(tmp_path / "out.jsonl")
+    assert main(["run", source, "-o", output, "--url", server.url]) == 1
+    assert f"{source}, line 3: it names no model" in capsys.readouterr().err
+    assert {row["custom_id"]: row["response"]["body"]["model"] for row in rows(output)} == {"a": "one", "b": "two"}
+    before = server.statistics().arrivals
+    assert (
+        main(["run", source, "-o", output, "--url", server.url, "--model", "three"]) == 0
+    )  # the others stay as they are
+    assert server.statistics().arrivals - before == 1
+    assert main(["check", source]) == 1
+    assert main(["check", source, "--model", "three"]) == 0
+
+
+def test_check_tells_the_time_that_a_number_at_a_time_takes(write, capsys):
+    source = write("in.jsonl", *prompts(17))
+    assert main(["check", source, "--model", "any", "--concurrency", "4", "--latency", "30"]) == 0
+    assert "4 at a time, each 30.0 s, take about 2 min 30 s" in capsys.readouterr().out
+    config = write("c.toml", "num_workers = 2", "use_adaptive_concurrency = false")
+    assert main(["check", source, "--model", "any", "--config", config, "--latency", "1"]) == 0
+    assert "2 at a time, each 1.0 s, take about 9.0 s" in capsys.readouterr().out
+    assert main(["check", source, "--model", "any", "--latency", "1"]) == 2
+    assert "latency: how long it takes depends on --concurrency" in capsys.readouterr().err
 
 
 BAD = {
@@ -438,7 +554,10 @@ BAD = {
     "no-model": (["run", "in.jsonl", "-o", "out.jsonl"], "give --model"),
     "output-is-the-input": (["run", "in.jsonl", "-o", "in.jsonl", "--model", "m", "--url", "http://x/v1"], "output"),
     "no-journal": (["run", "in.jsonl", "-o", "other.jsonl", "--model", "m", "--url", "http://x/v1"], "line 1"),
-    "no-folder": (["run", "in.jsonl", "-o", "no/out.jsonl", "--model", "m", "--url", "http://x/v1"], "cannot write no"),
+    "no-folder": (
+        ["run", "in.jsonl", "-o", "no/out.jsonl", "--model", "m", "--url", "http://x/v1"],
+        "no/out.jsonl' cannot be used: ",
+    ),
     "budget": (["run", "in.jsonl", "-o", "out.jsonl", "--model", "m", "--budget", "time=3"], "budget must be"),
     "usd-without-prices": (["run", "in.jsonl", "-o", "o", "--model", "m", "--budget", "usd=3"], "prices: "),
     "config": (
@@ -451,6 +570,16 @@ BAD = {
     "price": (["check", "in.jsonl", "--model", "m", "--prices", "p.json"], "there is none for the model 'm'"),
     "nothing-to-retry": (["retry", "nope.jsonl"], "there is no file nope.jsonl"),
     "nothing-to-compact": (["compact", "nope.jsonl"], "there is none"),
+    "output-to-nowhere": (
+        ["run", "in.jsonl", "-o", "-", "--model", "m", "--url", "http://x/v1"],
+        "they need a file, got '-'",
+    ),
+    "output-is-a-folder": (
+        ["run", "in.jsonl", "-o", ".", "--model", "m", "--url", "http://x/v1"],
+        "must be a file, got .",
+    ),
+    "input-is-a-folder": (["run", ".", "-o", "out.jsonl", "--model", "m"], "cannot read .: Is a directory"),
+    "format": (["check", "in.jsonl", "--model", "m", "--format", "parquet"], "in.jsonl: not Parquet"),
     "fault": (["serve-fake", "--fault", "nonsense=0.5"], "nonsense"),
 }
 
@@ -476,6 +605,7 @@ def test_bad_usage_is_said_in_a_line_and_changes_nothing(name, write, tmp_path, 
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {name: after[name] for name in before} == before
     assert "out.jsonl" not in after
+    assert not any(name.endswith(".run.json") for name in after)  # what an earlier run was told stays
 
 
 def test_debug_shows_where_an_error_comes_from(capsys):
@@ -494,15 +624,19 @@ def test_what_argparse_does_not_know_is_wrong_usage(capsys):
 # as processes
 
 
-def child(*arguments, **settings):
+def child(*arguments, before=""):
+    """Start the program as a module, after a line of Python."""
+    heeding = (
+        "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background of a shell ignores it
+    )
+    script = f"import runpy, signal; {heeding}\n{before}\nrunpy.run_module('rxllm', run_name='__main__')"
     path = os.pathsep.join([str(Path(rxllm.__path__[0]).parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "rxllm", *arguments],
+        [sys.executable, "-W", "error", "-c", script, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
-        **settings,
     )
 
 
@@ -575,15 +709,11 @@ def test_what_waits_for_a_quota_is_not_waited_for_after_an_interrupt(server, wri
 
 @pytest.mark.skipif(os.name == "nt", reason="no such limit")
 def test_a_full_disk_is_said_in_a_line_and_the_next_run_goes_on(server, write, tmp_path):
-    import resource
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))"
     output = tmp_path / "out.jsonl"
     options = ["run", write("in.jsonl", *prompts(60)), "-o", str(output), "--model", "any", "--url", server.url, "-q"]
     options += ["--concurrency", "4"]
-    running = child(*options, preexec_fn=limit)
+    running = child(*options, before=limit)
     _, told = running.communicate(timeout=30)
     assert running.returncode == 1
     assert "out.jsonl' cannot be written: File too large" in told.splitlines()[-1]

@@ -13,6 +13,8 @@ import asyncio, itertools, os, signal, sys, threading, time
 import rxllm
 from rxllm.operators import flat_map
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
+
 pulled = finished = cancelled = closed = 0
 
 def source():
@@ -268,3 +270,134 @@ def test_a_plain_function_that_hangs_does_not_hold_up_the_exit():
         """
     )
     assert (code, lines) == (0, ["called", "interrupted"]), stderr
+
+
+# Moments at which a wait for a lock would miss a signal
+
+EVERY_ONE_IS_HEARD = """
+import random
+
+rng = random.Random(4)
+turn, over, ready = threading.Semaphore(0), threading.Semaphore(0), threading.Semaphore(0)
+missed = 0
+
+def send():
+    global missed
+    for number in itertools.count():
+        turn.acquire()
+        wake()
+        time.sleep(rng.uniform(0.0008, 0.0018))  # about when the consumer has what is in the feed and waits again
+        if number < 10:  # to another thread: a wait for a lock sleeps on
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        else:
+            interrupt()
+        while not over.acquire(timeout=0.5):
+            missed += 1
+            interrupt()
+        ready.release()
+
+threading.Thread(target=send, daemon=True).start()
+for _ in range(200):
+    try:
+        consume()
+    except KeyboardInterrupt:
+        pass
+    over.release()
+    ready.acquire()
+say("missed", missed)
+"""
+ITERATE = """
+def wake():
+    feed.put_threadsafe(1)
+
+def consume():
+    global feed
+    feed = rxllm.Feed("buffer")
+    with rxllm.iterate(feed, grace=0) as items:
+        turn.release()
+        for _ in items:
+            pass
+"""
+RUNNER = """
+def wake():
+    pass
+
+async def work():
+    turn.release()
+    await asyncio.sleep(0.001)
+    await asyncio.sleep(60)
+
+runner = rxllm.Runner(work, grace=0)
+runner.schedule()
+
+def consume():
+    runner.run()
+    assert runner.interrupted
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no such signals here")
+@pytest.mark.parametrize("consumer", [ITERATE, RUNNER], ids=["iterate", "runner"])
+def test_no_ctrl_c_is_missed_by_who_is_about_to_wait(consumer):
+    code, lines, stderr = run(f"{consumer}\n{EVERY_ONE_IS_HEARD}")
+    assert lines == ["missed 0"], stderr
+    assert code == 0
+
+
+def test_a_handler_of_a_signal_may_iterate_while_the_main_thread_does():
+    code, lines, stderr = run(
+        """
+        def handle(number, frame):
+            say("inside", rxllm.collect(rxllm.from_iterable(range(3)).pipe(flat_map(call, window=4, ordered=True))))
+
+        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGINT, lambda number, frame: say("the same", next(outcomes)))
+
+        async def some(n):
+            await asyncio.sleep([0.2, 0.4, 0.4, 60][n])
+            return n
+
+        with rxllm.iterate(rxllm.from_iterable(range(4)).pipe(flat_map(some, window=4))) as outcomes:
+            threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+            threading.Timer(0.3, interrupt).start()
+            say(next(outcomes), next(outcomes))
+        """
+    )
+    assert (code, lines) == (0, ["inside [0, 1, 2]", "the same 1", "0 2"]), stderr
+
+
+def test_signals_of_a_loop_that_stands_still_come_to_it_when_it_goes_on():
+    code, lines, stderr = run(
+        """
+        async def main():
+            came = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, came.set)
+            threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+            slow = rxllm.from_iterable(range(3)).pipe(flat_map(call, window=1))
+            say(rxllm.collect(slow))
+            await asyncio.wait_for(came.wait(), 20)
+            say("came")
+
+        asyncio.run(main())
+        """
+    )
+    assert (code, lines) == (0, ["[0, 1, 2]", "came"]), stderr
+
+
+def test_waits_leave_no_socket_more_than_the_first_one_needs():
+    code, lines, stderr = run(
+        """
+        def count():
+            return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+        def waits():
+            return rxllm.collect(rxllm.from_iterable(range(2)).pipe(flat_map(call, window=2)))
+
+        waits()
+        before = count()
+        for _ in range(5):
+            waits()
+        say(count() - before, signal.set_wakeup_fd(-1))
+        """
+    )
+    assert (code, lines, stderr) == (0, ["0 -1"], "")

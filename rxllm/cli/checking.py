@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from rxllm.cli.progress import model_named, span_text
+from rxllm.cli.progress import counted, model_named, span_text
+from rxllm.cli.settings import UNNAMED
 from rxllm.errors import CallError, ConfigError
 from rxllm.messages import Usage
 
@@ -94,6 +95,10 @@ def check(settings: Settings) -> int:
     Raises:
         ConfigError: something cannot be used.
     """
+    workers = settings.workers()
+    if settings.latency is not None and workers is None:
+        msg = f"latency: how long it takes depends on --concurrency N too, and there is none, got {settings.latency:g}"
+        raise ConfigError(msg)
     source, prices, client = settings.source(), settings.price_list(), settings.counter()
     estimate = Estimate()
     ids: dict[bytes, int] = {}  # digest -> line; the ids themselves may be long
@@ -116,14 +121,14 @@ def check(settings: Settings) -> int:
             tell(source.where(row._replace(problem=str(error))))
             continue
         limited = any(request.body.get(name) is not None for name in LIMITS)
-        estimate.add(cost, model_named(request) or settings.model, prices, limited=limited)
+        estimate.add(cost, model_named(request) or settings.model or UNNAMED, prices, limited=limited)
         if request.id is not None:
             first = ids.setdefault(blake2b(request.id.encode(errors="replace"), digest_size=16).digest(), row.line)
             if first != row.line:
                 tell(source.where(row._replace(problem=f"the id {request.id!r} is that of line {first} too")))
     if wrong > SHOWN:
         sys.stdout.write(f"… and {wrong - SHOWN:,} more\n")
-    verdict = f"{wrong:,} bad line{'s'[: wrong > 1]}" if wrong else "good"
+    verdict = counted(wrong, "bad line") if wrong else "good"
     sys.stdout.write("\n".join([*_lines(estimate, settings, prices), verdict]))
     sys.stdout.write("\n")
     return 1 if wrong else 0
@@ -133,14 +138,22 @@ def _lines(estimate: Estimate, settings: Settings, prices: Prices | None) -> lis
     """Say what it will take."""
     inputs = f"about {estimate.input_tokens:,.0f} tokens of input"
     outputs = f"{'about' if estimate.unlimited else 'at most'} {estimate.output_tokens:,.0f} of output"
-    lines = [f"{estimate.requests:,} requests, {inputs}, {outputs}"]
+    lines = [f"{counted(estimate.requests, 'request')}, {inputs}, {outputs}"]
     if estimate.unlimited:
-        lines.append(f"{estimate.unlimited:,} requests do not limit their output, so that is a guess")
+        do = "does not limit its" if estimate.unlimited == 1 else "do not limit their"
+        lines.append(f"{counted(estimate.unlimited, 'request')} {do} output, so that is a guess")
     with settings.gate() as gate:
         quotas = [(found.quota.unit, float(found.quota.limit), found.quota.per) for found in gate.statistics().quotas]
     if quotas:
         lines.append(f"these quotas take at least {span_text(least_seconds(estimate.amounts(), quotas))}")
+    workers = settings.workers()
+    if settings.latency is not None and workers is not None:
+        turns = math.ceil(estimate.requests / workers)
+        each, whole = span_text(settings.latency), span_text(turns * settings.latency)
+        lines.append(f"{workers:,} at a time, each {each}, take about {whole}")
     if prices is not None:
         lines.append(f"about ${estimate.usd:,.4f}")
-        lines.extend(f"no price of {model!r}, for {count:,} requests" for model, count in estimate.unpriced.items())
+        lines.extend(
+            f"no price of {model!r}, for {counted(count, 'request')}" for model, count in estimate.unpriced.items()
+        )
     return lines

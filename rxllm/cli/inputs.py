@@ -5,9 +5,11 @@ from __future__ import annotations
 import codecs
 import csv
 import importlib
+import io
 import string
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import msgspec
 
@@ -18,8 +20,10 @@ from rxllm.sources.jsonl import LINE, parse_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["BAD_ROW", "Input", "Row", "Shape", "Template"]
+__all__ = ["BAD_ROW", "FORMATS", "STDIN", "Input", "Row", "Shape", "Template"]
 
+STDIN = "-"  # the name of the standard input
+FORMATS = ("jsonl", "csv", "tsv", "parquet")
 IDS = ("id", "custom_id")  # columns that name their rows
 BAD_ROW = "line"  # what the outcome of a bad row has as its operation, as that of `from_jsonl`
 SHOWN = 1000  # characters of a bad line that its outcome keeps
@@ -87,8 +91,19 @@ class Template:
                     )
                     msg = f"{name} {found}"
                     raise InvalidRequestError(msg)
-                parts.append(value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode())
+                parts.append(value if isinstance(value, str) else _shown(value))
         return "".join(parts)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as JSON, but a time or the like as the text that it is there.
+
+    >>> import datetime
+    >>> _shown({"a": [1.5, True]}), _shown(datetime.date(2026, 1, 31))
+    ('{"a":[1.5,true]}', '2026-01-31')
+    """
+    text = msgspec.json.encode(value, enc_hook=str)
+    return str(msgspec.json.decode(text)) if text.startswith(b'"') else text.decode()
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +116,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         params: of each request that does not say them itself.
         id_column: the column that names the row; None: `id` or `custom_id`, if there is one.
         operation: what a prompt is to be: a "chat", or "completions" for servers that have no chats.
+        named: each request must name its model: there is none for those that do not.
     """
 
     template: Template | None = None
@@ -108,6 +124,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     params: Fields = {}
     id_column: str | None = None
     operation: Literal["chat", "completions"] = "chat"
+    named: bool = False
 
     def of_line(self, line: bytes) -> Request:
         """Return the request of a line of JSON.
@@ -139,18 +156,24 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         prompt = (PROMPT if self.template is None else self.template).fill(fields)
         return self._finished(chat(prompt, id=None if id is None else str(id)))
 
-    def check_columns(self, path: Path, columns: Sequence[str]) -> None:
-        """Refuse a file without the columns that are needed.
+    def check_columns(self, file: str, columns: Sequence[str]) -> None:
+        """Refuse a file without the columns that are needed, or with two of one.
 
         Raises:
             ConfigError: the first one that is missing.
         """
         names = [*(PROMPT if self.template is None else self.template).names]
-        missing = [name for name in (*names, *([self.id_column] if self.id_column else ())) if name not in columns]
+        names.extend([self.id_column] if self.id_column else ())
+        missing = [name for name in names if name not in columns]
         if missing:
             hint = "; say with a template how prompts are made" if self.template is None else ""
-            msg = f"{path}: there is no column {missing[0]!r}, only {', '.join(columns) or 'an empty file'}{hint}"
+            msg = f"{file}: there is no column {missing[0]!r}, only {', '.join(columns) or 'an empty file'}{hint}"
             raise ConfigError(msg)
+        counts = Counter(columns)
+        for name in (*names, *IDS):
+            if counts[name] > 1:
+                msg = f"{file}: there are {counts[name]} columns {name!r}, and nobody knows which one is meant"
+                raise ConfigError(msg)
 
     def _ids(self, fields: Fields) -> tuple[str, ...]:
         return tuple(name for name in ((self.id_column,) if self.id_column else IDS) if name in fields)
@@ -165,10 +188,14 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         operation = request.operation
         if self.operation == "completions" and operation == "chat":
             body, operation = _completion(body), "completions"
-        return Request(body={**self.params, **body}, id=request.id, operation=operation, meta=request.meta)
+        body = {**self.params, **body}
+        if self.named and not body.get("model"):
+            raise InvalidRequestError(NO_MODEL)
+        return Request(body=body, id=request.id, operation=operation, meta=request.meta)
 
 
 PROMPT = Template("{prompt}")
+NO_MODEL = "it names no model, and there is none for all: give --model"
 
 
 def _completion(body: Fields) -> Fields:
@@ -185,59 +212,81 @@ def _completion(body: Fields) -> Fields:
 
 
 class Input:
-    """A file of requests; its kind is told by the end of its name: .csv, .tsv, .parquet, and JSON lines for any other.
+    """A file of requests: JSON lines, CSV, or Parquet.
 
     Args:
-        path: the file.
+        path: the file; None: the standard input. A pipe is read once, from its beginning to its end.
         shape: how its rows become requests.
+        format: what it is, one of `FORMATS`; None: by the end of its name, and JSON lines for any other.
 
     Raises:
         ConfigError: it cannot be read, or lacks a column.
     """
 
-    def __init__(self, path: Path, shape: Shape) -> None:
+    def __init__(self, path: Path | None, shape: Shape, format: str | None = None) -> None:  # noqa: A002  the option's
         self.path = path
         self.shape = shape
         self.stopped = False  # True: it ends here
-        kinds: dict[str, Callable[[], Iterator[Row]]] = {
-            ".csv": self._csv,
-            ".tsv": self._csv,
-            ".parquet": self._parquet,
-        }
-        self.rows: Callable[[], Iterator[Row]] = kinds.get(path.suffix.lower(), self._lines)
-        try:
-            with path.open("rb"):
-                pass
-        except OSError as error:
-            msg = f"cannot read {path}: {error.strerror}"
-            raise ConfigError(msg) from None
-        next(self.rows(), None)  # so that a file of another kind is refused before anything is sent
+        self.name = "the standard input" if path is None else str(path)
+        ending = "" if path is None else path.suffix.lower().removeprefix(".")
+        self._format = format or (ending if ending in FORMATS else "jsonl")
+        self.is_pipe = path is None or (path.exists() and not path.is_file() and not path.is_dir())
+        kinds: dict[str, Callable[[], Iterator[Row]]] = {"csv": self._csv, "tsv": self._csv, "parquet": self._parquet}
+        self.rows: Callable[[], Iterator[Row]] = kinds.get(self._format, self._lines)
+        if not self.is_pipe:
+            self._open().close()
+            first = next(self.rows(), None)  # so that a file of another kind is refused before anything is sent
+            if first is not None and first.problem == NO_MODEL:
+                raise ConfigError(self.where(first))
+        elif self._format == "parquet":
+            msg = f"{self.name}: Parquet cannot be read from a pipe, give a file"
+            raise ConfigError(msg)
 
     def __iter__(self) -> Iterator[Request | Outcome[Any]]:
-        """Return the requests; of bad rows failed outcomes that name file and line."""
+        """Return the requests, and of bad rows failed outcomes that name file and line.
+
+        What has no id has its line as `meta`.
+        """
         for row in self.rows():
             if self.stopped:
                 return
-            if row.request is not None:
-                yield row.request
+            request = row.request
+            if request is not None:
+                named = request.id is not None or request.meta is not None
+                yield request if named else msgspec.structs.replace(request, meta={"line": row.line})
             else:
                 error = InvalidRequestError(self.where(row), body=row.text)
                 yield Outcome(request=Request(body=row.text, operation=BAD_ROW), error=error)
 
     def where(self, row: Row) -> str:
         """Return what is wrong with a bad row, and where."""
-        return f"{self.path}, {'row' if self.rows == self._parquet else 'line'} {row.line}: {row.problem}"
+        return f"{self.name}, {'row' if self._format == 'parquet' else 'line'} {row.line}: {row.problem}"
 
     def count(self) -> int | None:
-        """Return how many rows there are; None: it would take long to find out."""
-        if self.rows == self._parquet:
+        """Return how many rows there are; None: it would take long to find out, or cannot be."""
+        if self.is_pipe or self.path is None:
+            return None
+        if self._format == "parquet":
             return int(self._open_parquet().metadata.num_rows)
         if self.path.stat().st_size > COUNTED:
             return None
-        if self.rows == self._csv:
+        if self._format != "jsonl":
             return sum(1 for _ in self._records()) - 1
-        with self.path.open("rb") as file:
+        with self._open() as file:
             return sum(1 for line in file if line.strip())
+
+    def _open(self) -> IO[bytes]:
+        """Open it.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        try:
+            # Not sys.stdin: a thread that still waits for it when the process ends would abort that.
+            return open(0, "rb", closefd=False) if self.path is None else self.path.open("rb")
+        except OSError as error:
+            msg = f"cannot read {self.name}: {error.strerror}"
+            raise ConfigError(msg) from None
 
     def _row(self, number: int, make: Callable[[Any], Request], what: Any) -> Row:
         try:
@@ -248,7 +297,7 @@ class Input:
             return Row(number, None, problem, text)
 
     def _lines(self) -> Iterator[Row]:
-        with self.path.open("rb") as file:
+        with self._open() as file:
             number = 0
             while line := file.readline(LINE + 1):
                 number += 1
@@ -262,8 +311,8 @@ class Input:
     def _records(self) -> Iterator[tuple[int, list[str] | str]]:
         """Read a CSV file: the number of the line where a record ends, and its fields or what is wrong with it."""
         csv.field_size_limit(LINE)
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",", strict=True)
+        with self._open() as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(_short(file), delimiter="\t" if self._format == "tsv" else ",", strict=True)
             while True:
                 try:
                     record = next(reader, None)
@@ -271,7 +320,10 @@ class Input:
                     yield reader.line_num, f"not CSV ({wrong})"
                     continue
                 except UnicodeDecodeError as wrong:
-                    msg = f"{self.path}, after line {reader.line_num}: not UTF-8 ({wrong.reason})"
+                    msg = f"{self.name}, after line {reader.line_num}: not UTF-8 ({wrong.reason})"
+                    raise ConfigError(msg) from None
+                except _TooLongError:
+                    msg = f"{self.name}, line {reader.line_num + 1}: longer than {LINE:,} characters: is this CSV?"
                     raise ConfigError(msg) from None
                 if record is None:
                     return
@@ -283,9 +335,9 @@ class Input:
         first = next(records, None)
         header = [] if first is None else first[1]
         if isinstance(header, str):
-            msg = f"{self.path}, line 1: {header}"
+            msg = f"{self.name}, line 1: {header}"
             raise ConfigError(msg)
-        self.shape.check_columns(self.path, header)
+        self.shape.check_columns(self.name, header)
 
         def request(record: list[str]) -> Request:
             if len(record) != len(header):
@@ -300,23 +352,46 @@ class Input:
         try:
             parquet: Any = importlib.import_module("pyarrow.parquet")
         except ImportError:
-            msg = f"{self.path}: to read Parquet install rxllm[cli], or write it as CSV or JSON lines"
+            msg = f"{self.name}: to read Parquet install rxllm[cli], or write it as CSV or JSON lines"
             raise ConfigError(msg) from None
         try:
             return parquet.ParquetFile(self.path)
         except (OSError, ValueError) as wrong:  # what pyarrow raises are these
             reason = str(wrong)
-        msg = f"{self.path}: not Parquet ({reason})"
+        msg = f"{self.name}: not Parquet ({reason})"
         raise ConfigError(msg)
 
     def _parquet(self) -> Iterator[Row]:
         file = self._open_parquet()
         columns: list[str] = list(file.schema_arrow.names)
-        self.shape.check_columns(self.path, columns)
+        self.shape.check_columns(self.name, columns)
         names = (PROMPT if self.shape.template is None else self.shape.template).names
         ids = (self.shape.id_column,) if self.shape.id_column else IDS
         number = 0
-        for batch in file.iter_batches(batch_size=BATCH, columns=[c for c in columns if c in names or c in ids]):
-            for fields in batch.to_pylist():
+        for rows in self._batches(file, [name for name in columns if name in names or name in ids]):
+            for fields in rows:
                 number += 1
                 yield self._row(number, self.shape.of_fields, fields)
+
+    def _batches(self, file: Any, columns: Sequence[str]) -> Iterator[list[Fields]]:
+        try:
+            for batch in file.iter_batches(batch_size=BATCH, columns=columns):
+                yield batch.to_pylist()
+        except (OSError, ValueError) as wrong:
+            reason = str(wrong)
+        else:
+            return
+        msg = f"{self.name}: its Parquet is damaged ({reason})"
+        raise ConfigError(msg)
+
+
+class _TooLongError(Exception):
+    """A line is longer than any record."""
+
+
+def _short(file: IO[str]) -> Iterator[str]:
+    """Return the lines of a file, none of which is read when it is too long for one."""
+    while line := file.readline(LINE + 1):
+        if len(line) > LINE:
+            raise _TooLongError
+        yield line

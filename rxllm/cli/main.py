@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -12,6 +11,8 @@ import msgspec
 
 from rxllm.cli.arguments import parser
 from rxllm.cli.checking import check
+from rxllm.cli.inputs import STDIN
+from rxllm.cli.progress import counted, silence
 from rxllm.cli.running import INTERRUPTED, run
 from rxllm.cli.serving import serve
 from rxllm.cli.settings import Settings, recall
@@ -38,9 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
-        return _do(parser().parse_args(arguments))
+        code = _do(parser().parse_args(arguments))
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:  # `rxllm check … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return FAILED
     except KeyboardInterrupt:
         code, text = INTERRUPTED, "interrupted"
@@ -48,9 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         code = USAGE if isinstance(error, ConfigError) else FAILED
-        text = str(error) if isinstance(error, RxllmError) else f"{type(error).__name__}: {error} (--debug says where)"
-    sys.stderr.write(f"rxllm: {text}\n")
+        if isinstance(error, OSError):
+            silence(sys.stdout)  # which may be what failed, as on a full disk
+        text = said(error)
+    try:
+        sys.stderr.write(f"rxllm: {text}\n")
+    except OSError:
+        silence(sys.stderr)
     return code
+
+
+def said(error: Exception) -> str:
+    """Return what to tell of an error.
+
+    >>> said(ConfigError("rpm: …")), said(OSError(28, "No space left on device", "out.jsonl"))
+    ('rpm: …', 'out.jsonl: No space left on device')
+    >>> said(KeyError("x"))
+    "KeyError: 'x' (--debug says where)"
+    """
+    if isinstance(error, RxllmError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {error} (--debug says where)"
 
 
 def _do(chosen: argparse.Namespace) -> int:
@@ -62,13 +85,17 @@ def _do(chosen: argparse.Namespace) -> int:
             if not output.is_file():
                 msg = f"there is no file {output}: `rxllm run` makes it"
                 raise ConfigError(msg)
-            return run(_settings(chosen, recall(output)), output, retrying=True, quiet=chosen.quiet)
+            before = recall(output)
+            if chosen.input is None and before.get("input") == STDIN:
+                msg = "input: the run before had its requests from the standard input: give them again, with --input"
+                raise ConfigError(msg)
+            return run(_settings(chosen, before), output, retrying=True, quiet=chosen.quiet)
         case "check":
             return check(_settings(chosen, {}))
         case "compact":
-            done = compact(chosen.output)
+            done = compact(chosen.output, by_id=chosen.by_id)
             sys.stdout.write(
-                f"{chosen.output}: {done.rows:,} lines, {done.dropped:,} dropped; "
+                f"{chosen.output}: {counted(done.rows, 'line')}, {done.dropped:,} dropped; "
                 f"{done.before:,} bytes before, {done.after:,} now\n"
             )
             return 0
@@ -94,10 +121,9 @@ def _settings(chosen: argparse.Namespace, before: dict[str, Any]) -> Settings:
     """
     given = {name: value for name in Settings.__struct_fields__ if (value := getattr(chosen, name, None)) is not None}
     merged = {**before, **given}
-    for name, option in (("input", "--input"), ("model", "--model")):
-        if name not in merged:
-            msg = f"{name}: there is none, give {option}"
-            raise ConfigError(msg)
+    if "input" not in merged:
+        msg = "input: there is none, give --input"
+        raise ConfigError(msg)
     try:
         return msgspec.convert(merged, Settings)
     except msgspec.ValidationError as error:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shutil
+import os
 import sys
 import threading
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 from rxllm.cli.inputs import BAD_ROW
-from rxllm.errors import AuthError, BillingError, ConfigError, ConnectionError, NotFoundError
+from rxllm.errors import AuthError, BillingError, CancelledError, ConfigError, ConnectionError, NotFoundError
+from rxllm.runtime import steady
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,10 +21,12 @@ if TYPE_CHECKING:
     from rxllm.messages import Outcome, Request
     from rxllm.policies.prices import Prices
 
-__all__ = ["Screen", "Tally", "model_named", "span_text"]
+__all__ = ["Screen", "Tally", "counted", "model_named", "silence", "span_text"]
 
 QUICK = 0.25  # seconds between two looks at a terminal
-SLOW = 10.0  # seconds between two lines of a log
+SLOW, SLOWEST = 10.0, 600.0  # seconds between two lines of a log, at first and in the end
+SHARE = 0.1  # of the time so far is what a log waits for its next line: 100 lines are enough for a day
+WIDTH = 80  # characters of a terminal that does not say how many it has
 RECENT = 30.0  # seconds that the rate is of
 HOPELESS = 10  # failures in a row that have nothing to do with what is asked: the run is over
 NOT_ABOUT_IT = (AuthError, BillingError, ConnectionError, NotFoundError)
@@ -45,6 +49,7 @@ class Tally:
         self.failures: Counter[str] = Counter()  # by class
         self.examples: dict[str, str] = {}  # the first message of each class
         self.bad_rows = 0  # of the failed ones: they stand for no request
+        self.unasked = 0  # given up before they were sent: the next run asks them
         self.asked = 0  # ended in this run, bad rows excepted
         self.tokens = 0
         self.usd = 0.0
@@ -65,7 +70,7 @@ class Tally:
 
     def ask(self, outcome: Outcome[Any]) -> None:
         """Count one that was asked for in this run."""
-        if outcome.request.operation == BAD_ROW:
+        if outcome.request.operation == BAD_ROW or (is_unasked(outcome) and not outcome.attempts):
             return
         self.asked += 1
         usage = outcome.usage
@@ -84,6 +89,9 @@ class Tally:
         error = outcome.error
         if error is None:
             self.good += 1
+            return
+        if is_unasked(outcome):
+            self.unasked += 1
             return
         self.bad_rows += outcome.request.operation == BAD_ROW
         name = type(error).__name__
@@ -105,7 +113,7 @@ class Tally:
 
     def status(self, now: float, in_flight: int) -> str:
         """Return a line that says how far it is."""
-        of = "" if self.total is None else f"/{self.total:,}"
+        of = "" if self.total is None else f"/{max(self.total, self.done):,}"  # a file may grow
         rate = self.rate(now)
         parts = [f"{self.done:,}{of} done", f"{self.failed:,} failed", f"{in_flight:,} in flight", f"{rate:,.1f}/s"]
         parts.extend(self._spent())
@@ -117,9 +125,12 @@ class Tally:
         """Return what has been done, on some lines."""
         earlier = self.done - self.asked
         told = f", {earlier:,} of them not asked in this run" if earlier > 0 else ""
+        ended = f"{self.good:,} good, {self.failed:,} failed"
+        if self.unasked:
+            ended += f", {self.unasked:,} not asked"
         spent = "".join(f", {part}" for part in self._spent())
         lines = [
-            f"{self.done:,} done{told}: {self.good:,} good, {self.failed:,} failed; {span_text(seconds)}{spent}",
+            f"{self.done:,} done{told}: {ended}; {span_text(seconds)}{spent}",
             *(f"  {count:,} {name}: {self.examples[name]}" for name, count in self.failures.most_common()),
         ]
         return "\n".join(lines)
@@ -130,6 +141,11 @@ class Tally:
             more = f" and {self.unpriced:,} without a price" if self.unpriced else ""
             parts.append(f"${self.usd:,.4f}{more}")
         return parts
+
+
+def is_unasked(outcome: Outcome[Any]) -> bool:
+    """Say whether a request was given up before it was answered: it is not done."""
+    return isinstance(outcome.error, CancelledError)
 
 
 def model_named(request: Request) -> str | None:
@@ -152,10 +168,37 @@ def span_text(seconds: float) -> str:
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-class Screen(logging.Handler):
-    """The standard error output: a line that is rewritten on a terminal, a line every ten seconds elsewhere.
+def counted(count: int, what: str) -> str:
+    """Return a number of things.
 
-    The warnings of the library are shown as well. Leave the block, and the line is gone.
+    >>> counted(1, "bad line"), counted(2000, "request")
+    ('1 bad line', '2,000 requests')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def silence(stream: TextIO) -> None:
+    """Let what is still to be written to a broken stream go nowhere, so that the process ends in peace."""
+    with contextlib.suppress(OSError, ValueError):  # it has no descriptor, or is closed
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def log_pause(seconds: float) -> float:
+    """Return the seconds until the next line of a log that is `seconds` old.
+
+    >>> [log_pause(seconds) for seconds in (0, 60, 600, 86400)]
+    [10.0, 10.0, 60.0, 600.0]
+    """
+    return min(SLOWEST, max(SLOW, SHARE * seconds))
+
+
+class Screen(logging.Handler):
+    """The standard error output: a line that is rewritten on a terminal; elsewhere lines, ever more seldom.
+
+    The warnings of the library are shown as well. Leave the block, and the line is gone. When nobody reads any more
+    (`2>&1 | head`), nothing is shown.
 
     Args:
         status: returns the line.
@@ -168,7 +211,7 @@ class Screen(logging.Handler):
         self._status = status
         self._quiet = quiet
         self._stream = sys.stderr if stream is None else stream
-        self._rewrites = self._stream.isatty()
+        self._rewrites = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._shown = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._show, name="rxllm progress", daemon=True)
@@ -200,17 +243,30 @@ class Screen(logging.Handler):
             erase = "\r\x1b[K" if self._shown else ""
             self._shown = False
             if text or erase:
-                self._stream.write(f"{erase}{text}\n" if text else erase)
-                self._stream.flush()
+                self._write(f"{erase}{text}\n" if text else erase)
 
     def _show(self) -> None:
-        while not self._over.wait(QUICK if self._rewrites else SLOW):
+        began = steady()
+        while not self._over.wait(QUICK if self._rewrites else log_pause(steady() - began)):
             line = self._status()
             if not self._rewrites:
                 self.say(line)
                 continue
-            width = shutil.get_terminal_size().columns - 1
             with self.lock or threading.RLock():
-                self._stream.write(f"\r\x1b[K{line[:width]}")
-                self._stream.flush()
+                self._write(f"\r\x1b[K{line[: self._width()]}")
                 self._shown = True
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            silence(self._stream)
+
+    def _width(self) -> int:
+        """Return how many characters a line may have that is to be rewritten."""
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        except (OSError, ValueError, AttributeError):
+            columns = 0
+        return (columns or WIDTH) - 1

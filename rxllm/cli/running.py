@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from reactivex import operators as ops
 
-from rxllm.cli.progress import Screen, Tally
-from rxllm.cli.settings import record
+from rxllm.cli.inputs import STDIN
+from rxllm.cli.progress import Screen, Tally, counted
+from rxllm.cli.settings import UNNAMED, record
 from rxllm.errors import ConfigError
 from rxllm.operators.budget import budget
 from rxllm.operators.call import call
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from rxllm.messages import Outcome, Request
     from rxllm.operators.journal import Asking
 
-__all__ = ["INTERRUPTED", "run"]
+__all__ = ["INTERRUPTED", "run", "verdict"]
 
 GOOD, FAILED, INTERRUPTED = 0, 1, 130
 BAD_ROWS = 20  # that are shown one by one
@@ -84,7 +85,8 @@ class Interrupts:
     def heeded(self) -> Generator[None]:
         """Heed signals in this block."""
         numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-        before = [(number, signal.signal(number, self._signalled)) for number in numbers]
+        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # as of a job with &
+        before = [(number, signal.signal(number, self._signalled)) for number in heard]
         try:
             yield
         finally:
@@ -122,13 +124,11 @@ def run(settings: Settings, output: Path, *, retrying: bool, quiet: bool) -> int
         RxllmError: what ended the run.
     """
     source = settings.source()
-    if output.exists() and output.samefile(source.path):
-        msg = f"output: it must be another file than the input, got {output}"
-        raise ConfigError(msg)
+    check_output(output, source.path)
     prices = settings.price_list()
     raise_file_limit()
     began = steady()
-    tally = Tally(settings.model, prices, began=began)
+    tally = Tally(settings.model or UNNAMED, prices, began=began)
     with settings.client() as client, settings.gate() as gate:
         asking: Any = call(
             client,
@@ -144,10 +144,14 @@ def run(settings: Settings, output: Path, *, retrying: bool, quiet: bool) -> int
         }
         spending = budget(asking, prices=prices, **limits) if limits else None
         kept = journal(output, Counted(spending or asking, tally), retry_failed=retrying)
-        record(output, recorded(settings))
         tally.total = source.count()
+
+        def items() -> Iterator[Any]:  # which begins when the journal is open: if it cannot be used, nothing changes
+            record(output, recorded(settings))
+            yield from source
+
         screen = Screen(lambda: tally.status(steady(), gate.in_flight), quiet=quiet)
-        with screen, iterate(from_iterable(source).pipe(kept)) as outcomes:
+        with screen, iterate(from_iterable(items(), thread=source.is_pipe).pipe(kept)) as outcomes:
 
             def stop() -> None:
                 source.stopped = True
@@ -156,23 +160,57 @@ def run(settings: Settings, output: Path, *, retrying: bool, quiet: bool) -> int
             interrupts = Interrupts(stop, lambda: gate.in_flight == 0, outcomes.close, settings.grace)
             with interrupts.heeded():
                 consume(outcomes, tally, screen)
-    sys.stderr.write(f"{tally.summary(steady() - began)}\n")
     used_up = None if spending is None else spending.statistics().used_up
-    code, why = GOOD, None
-    if interrupts.came:
-        code, why = INTERRUPTED, "interrupted"
+    code, words = verdict(tally, output, interrupted=interrupts.came, used_up=used_up)
+    screen.say("\n".join([tally.summary(steady() - began), *words]))
+    return code
+
+
+def check_output(output: Path, source: Path | None) -> None:
+    """Refuse an output that cannot be one.
+
+    Raises:
+        ConfigError: it is no file, or the input, or nobody may look.
+    """
+    try:
+        if not output.exists():
+            return
+        reason = "" if output.is_file() else "it must be a file"
+        if source is not None and output.samefile(source):
+            reason = "it must be another file than the input"
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        msg = f"output: {reason}, got {output}"
+        raise ConfigError(msg)
+
+
+def verdict(tally: Tally, output: Path, *, interrupted: bool, used_up: str | None) -> tuple[int, list[str]]:
+    """Return the exit code of a run, and what to say about it.
+
+    Args:
+        tally: what came of it.
+        output: where that is.
+        interrupted: by Ctrl-C or SIGTERM.
+        used_up: the budget that is; None: none.
+    """
+    code, words = (FAILED if tally.failed else GOOD), list[str]()
+    if tally.total is not None and tally.done >= tally.total:
+        used_up = None  # it has sufficed
+    if interrupted:
+        code = INTERRUPTED
+        words.append(f"interrupted; what was answered is in {output}, run the same again to go on")
     elif tally.hopeless is not None:
-        code, why = FAILED, "stopped: nothing is answered any more"
+        code = FAILED
+        words.append(f"stopped: nothing is answered any more; when that is mended, rxllm retry {output} asks the rest")
     elif used_up is not None:
-        code, why = FAILED, f"stopped: the budget of {used_up} is used up"
-    if why is not None:
-        sys.stderr.write(f"{why}; what was answered is in {output}, run the same again to go on\n")
+        code = FAILED
+        words.append(f"stopped: the budget of {used_up} is used up; run the same again to go on")
     if tally.bad_rows:
-        many = "s"[: tally.bad_rows > 1]
-        sys.stderr.write(f"{tally.bad_rows:,} bad line{many}: mend what is bad and run the same again\n")
-    if tally.failed > tally.bad_rows:
-        sys.stderr.write(f"some requests failed: to ask them again, rxllm retry {output}\n")
-    return code or (FAILED if tally.failed else GOOD)
+        words.append(f"{counted(tally.bad_rows, 'bad line')}: mend what is bad and run the same again")
+    if tally.failed > tally.bad_rows and tally.hopeless is None:
+        words.append(f"some requests failed: to ask them again, rxllm retry {output}")
+    return code, words
 
 
 def recorded(settings: Settings) -> dict[str, Any]:
@@ -183,7 +221,7 @@ def recorded(settings: Settings) -> dict[str, Any]:
         if value is not None and name != "output"
     }
     for name in ("input", "config", "prices"):
-        if name in given:
+        if name in given and given[name] != STDIN:
             given[name] = str(Path(given[name]).resolve())
     return given
 

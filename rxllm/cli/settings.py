@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from rxllm.cli.inputs import Input, Shape, Template
+from rxllm.cli.inputs import FORMATS, STDIN, Input, Shape, Template
 from rxllm.clients.anthropic import Anthropic
 from rxllm.clients.llm_engine import LLMEngine
 from rxllm.clients.openai import OpenAI
@@ -23,11 +24,12 @@ from rxllm.policies.timeouts import Timeouts
 from rxllm.providers.presets import Preset, preset_of
 from rxllm.values import ConfigErrorMeta
 
-__all__ = ["Settings", "recall", "record"]
+__all__ = ["UNNAMED", "Settings", "recall", "record"]
 
 DIALECTS = ("openai", "anthropic", "llm-engine")
 BUDGETS = ("requests", "tokens", "usd", "seconds")
 NO_KEY = Preset(api_key_env=None)
+UNNAMED = "unnamed"  # the model of a client whose requests all name theirs
 NOWHERE = "http://localhost"  # of a client that sends nothing
 
 
@@ -39,8 +41,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     input: str
-    model: str
+    model: str | None = None
     output: str | None = None
+    format: Literal["jsonl", "csv", "tsv", "parquet"] | None = None
     url: str | None = None
     dialect: Literal["openai", "anthropic", "llm-engine"] = "openai"
     preset: str | None = None
@@ -50,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rpm: float | None = None
     tpm: float | None = None
     concurrency: int | Literal["auto"] | None = None
+    latency: float | None = None
     budget: dict[str, float] | None = None
     prices: str | None = None
     template: str | None = None
@@ -63,10 +67,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     grace: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("input", "model"):
-            check_text(name, getattr(self, name))
+        check_text("input", self.input)
+        check_text("model", self.model, optional=True)
+        if self.output == STDIN:
+            msg = (
+                f"output: the results are the journal that the next run goes on by, so they need a file, got {STDIN!r}:"
+                " write one, and read that"
+            )
+            raise ConfigError(msg)
         check_choice("dialect", self.dialect, DIALECTS)
-        for name in ("rpm", "tpm", "deadline", "timeout"):
+        check_choice("format", self.format, (*FORMATS, None))
+        for name in ("rpm", "tpm", "latency", "deadline", "timeout"):
             check_number(name, getattr(self, name), above=0, optional=True)
         check_number("max_retries", self.max_retries, least=0, integer=True, optional=True)
         check_number("grace", self.grace, least=0)
@@ -81,9 +92,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.config is None and self.section is not None:
             msg = f"section: it is one of a config file, and there is none, got {self.section!r}"
             raise ConfigError(msg)
-        if self.config is not None and self.tpm is not None:
-            msg = f"tpm: with a config say input_tokens_per_minute or output_tokens_per_minute there, got {self.tpm!r}"
-            raise ConfigError(msg)
 
     def source(self) -> Input:
         """Return the requests.
@@ -97,8 +105,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             params=self.param or {},
             id_column=self.id_column,
             operation="completions" if self.dialect == "llm-engine" else "chat",
+            named=self.model is None,
         )
-        return Input(Path(self.input), shape)
+        return Input(None if self.input == STDIN else Path(self.input), shape, self.format)
 
     def price_list(self) -> Prices | None:
         """Return what models cost, if that is known; that of the model is.
@@ -109,11 +118,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.prices is None:
             return None
         prices = Prices.load(self.prices)
-        prices.price(self.model)
+        if self.model is not None:
+            prices.price(self.model)
         return prices
 
     def remote(self) -> RemoteParams:
-        """Return how the API is called: what the config says, and what was given besides.
+        """Return how the API is called: what the config says, and what was given besides, but for the limits of that.
 
         Raises:
             ConfigError: the config cannot be used, or has a key in it.
@@ -125,7 +135,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         given: dict[str, Any] = {
             "api_url": self.url,
             "api_key_env_varname": self.api_key_env,
-            "requests_per_minute": None if self.rpm is None else int(self.rpm),
             "max_retries": self.max_retries,
             "connection_timeout": self.timeout,
         }
@@ -133,6 +142,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             given["use_adaptive_concurrency"] = self.concurrency == "auto"
             given["num_workers"] = None if self.concurrency == "auto" else self.concurrency
         changed = {name: value for name, value in given.items() if value is not None}
+        if self.rpm is not None:  # which `quotas` has
+            changed["requests_per_minute"] = None
+        if self.tpm is not None:
+            changed |= {"input_tokens_per_minute": None, "output_tokens_per_minute": None}
         return msgspec.structs.replace(params, **changed)
 
     def client(self) -> Any:
@@ -142,7 +155,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             ConfigError: no key, or a setting of another kind.
         """
         try:
-            return client_of(self.remote(), model=self.model, dialect=self.dialect, preset=self.preset)
+            return client_of(self.remote(), model=self.model or UNNAMED, dialect=self.dialect, preset=self.preset)
         except ConfigError as error:
             reason = str(error)
         if reason.startswith("no key"):  # what is said to those who write code is no help here
@@ -151,31 +164,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def counter(self) -> Any:
         """Return a client that knows what requests take, and needs no key; nothing is sent with it."""
+        model = self.model or UNNAMED
         if self.dialect == "anthropic":
-            return Anthropic(self.model, api_key="none")
+            return Anthropic(model, api_key="none")
         if self.dialect == "llm-engine":
-            return LLMEngine(self.model, NOWHERE, api_key="none")
-        return OpenAI(self.model, NOWHERE, preset=NO_KEY)
+            return LLMEngine(model, NOWHERE, api_key="none")
+        return OpenAI(model, NOWHERE, preset=NO_KEY)
 
     def quotas(self) -> tuple[Quota, ...]:
         """Return the limits that were given: requests and tokens a minute."""
         given = (("requests", self.rpm), ("tokens", self.tpm))
-        return tuple(Quota(limit, per=60.0, unit=unit) for unit, limit in given if limit is not None)
+        # Of half a request a minute none would ever fit: that is one in two minutes.
+        return tuple(Quota(max(1, n), per=60.0 * max(1, 1 / n), unit=unit) for unit, n in given if n is not None)
 
     def gate(self) -> Gate:
-        """Return where attempts wait: that of the config, else the limits given and the concurrency.
+        """Return where attempts wait: that of the config, with the limits given in place of its own, or without one.
 
         Raises:
             ConfigError: a setting of another kind.
         """
         if self.config is not None:
-            return gate_of(self.remote(), dialect=self.dialect)
+            return gate_of(self.remote(), dialect=self.dialect, more=self.quotas())
         if self.dialect == "openai":
             accounting = preset_of(self.preset, self.url).accounting
         else:
             accounting = "anthropic" if self.dialect == "anthropic" else "generic"
         fixed = self.concurrency if isinstance(self.concurrency, int) else None
         return Gate(*self.quotas(), concurrency=fixed or pace_and_follow(), accounting=accounting)
+
+    def workers(self) -> int | None:
+        """Return how many requests there are at a time; None: that is found out."""
+        if self.concurrency is not None:
+            return self.concurrency if isinstance(self.concurrency, int) else None
+        params = None if self.config is None else self.remote()
+        return None if params is None or params.use_adaptive_concurrency else params.num_workers
 
     def backoff(self) -> Backoff:
         """Return how often and when requests are tried again."""
@@ -222,6 +244,8 @@ def record(output: str | os.PathLike[str], given: dict[str, Any]) -> None:
         fresh.write_bytes(msgspec.json.format(msgspec.json.encode(given), indent=2) + b"\n")
         fresh.replace(beside)  # so that nobody reads half of it
     except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
         msg = f"cannot write {beside}: {error.strerror}"
         raise ConfigError(msg) from None
 

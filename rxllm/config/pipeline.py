@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from rxllm.clients.anthropic import Anthropic
@@ -117,8 +117,13 @@ def client_of(
     return LLMEngine(model, api_key=key, **address)
 
 
-def gate_of(params: RemoteParams, *, dialect: Dialect = "openai") -> Gate:
+def gate_of(params: RemoteParams, *, dialect: Dialect = "openai", more: Iterable[Quota] = ()) -> Gate:
     """Return the gate that `params` describe: their limits, their politeness, and how many at a time.
+
+    Args:
+        params: how the API is called.
+        dialect: what the server speaks.
+        more: quotas beside those limits.
 
     Raises:
         ConfigError: an argument of another kind.
@@ -128,9 +133,8 @@ def gate_of(params: RemoteParams, *, dialect: Dialect = "openai") -> Gate:
     """
     check_choice("dialect", dialect, tuple(PATHS))
     quotas = [
-        Quota(limit, per=60.0, unit=unit)
-        for name, unit in LIMITS.items()
-        if (limit := getattr(params, name)) is not None
+        *(Quota(limit, per=60.0, unit=unit) for name, unit in LIMITS.items() if (limit := getattr(params, name))),
+        *more,
     ]
     if params.politeness_policy > 0:  # counted from their end on, as many as there are workers at a time: it is that
         polite = max(SHORTEST, params.politeness_policy)

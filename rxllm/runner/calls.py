@@ -242,7 +242,7 @@ class Task(Generic[R]):
         self.index = index  # its place on the schedule
         self.call = call
         self.cost = cost  # unit -> what must be free before it starts
-        self.errors: list[Exception] = []  # of every try
+        self.errors: tuple[Exception, ...] = ()  # of every try
         self.succeeded = False
         self.failed = False  # no tries are left, or none would help
         self.result: R | None = None
@@ -259,7 +259,7 @@ class Task(Generic[R]):
             call=self.call,
             ok=self.succeeded,
             result=self.result,
-            exceptions=tuple(self.errors),
+            exceptions=self.errors,
         )
 
 

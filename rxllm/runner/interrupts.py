@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import signal
-import socket
 import threading
 from typing import TYPE_CHECKING, Any, Self
+
+from rxllm.bell import Bell
 
 if TYPE_CHECKING:
     import concurrent.futures
     from collections.abc import Callable
 
 __all__ = ["Interrupts"]
-
-RING = b"\0"  # the number of no signal
-READ = 4096  # bytes
 
 
 class Interrupts:
@@ -53,57 +49,19 @@ class Interrupts:
         missed, self._missed = self._missed, 0
         for _ in range(missed):
             action()
-        with _Bell() as bell:
-            future.add_done_callback(bell.ring)
-            while not future.done():
-                try:
-                    bell.wait()
-                except KeyboardInterrupt:
-                    action()
+        bell = Bell()
+        future.add_done_callback(lambda _: bell.ring())
+        while not future.done():
+            try:
+                bell.wait(future.done)
+            except KeyboardInterrupt:
+                action()
 
     def _handle(self, _number: int, _frame: object) -> None:
         if self._action is None:
             self._missed += 1
         else:
             self._action()
-
-
-class _Bell:
-    """What the main thread waits for: a socket that signals and other threads write to.
-
-    A wait for a lock would miss a signal that comes in the moment before it begins, or to another thread, and on
-    Windows each one.
-    """
-
-    def __init__(self) -> None:
-        self._ears, self._mouth = socket.socketpair()
-        self._mouth.settimeout(0)
-        self._before: int | None = None  # who heard of signals before; -1: nobody
-
-    def __enter__(self) -> Self:
-        """Hear signals."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        if self._before is not None:
-            signal.set_wakeup_fd(self._before)
-        self._ears.close()
-        self._mouth.close()
-
-    def ring(self, _: object) -> None:
-        """Wake the one who waits; from any thread, and afterwards too."""
-        with contextlib.suppress(OSError):
-            self._mouth.send(RING)
-
-    def wait(self) -> None:
-        """Wait for a ring or a signal; its handler has been called when this returns, or calls."""
-        signals = self._ears.recv(READ).replace(RING, b"")
-        if signals and self._before is not None and self._before >= 0:  # that of a loop which stands still meanwhile
-            with contextlib.suppress(OSError):
-                os.write(self._before, signals)
 
 
 def _in_loop() -> bool:

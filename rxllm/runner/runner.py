@@ -191,7 +191,7 @@ class Runner(Generic[P, R]):
             task: Task[R] = Task(len(self._tasks), call, cost)
             self._tasks.append(task)
             if error is not None:
-                task.errors.append(error.with_traceback(None))
+                task.errors = (error.with_traceback(None),)
                 task.failed = True
                 self._counts.failed += 1
                 self._counts.errors += 1

@@ -35,6 +35,7 @@ __all__ = ["Counts", "Plan", "Run"]
 
 R = TypeVar("R")
 
+NO_USAGE = Usage()
 FOREVER = 1e9  # seconds: a call waits for its resources as long as it takes
 _log = logging.getLogger("rxllm.runner")
 
@@ -137,7 +138,7 @@ class Run(Generic[R]):
             client,
             gate=plan.gate,
             retry=plan.backoff,
-            validate=Validate(check=client.check, attempts=plan.max_retries + 1),
+            validate=None if plan.validation is None else Validate(check=client.check, attempts=plan.max_retries + 1),
             timeouts=Timeouts(connect=None, first_byte=None, idle=None, total=plan.timeout),
             deadline=FOREVER,
         )
@@ -183,7 +184,7 @@ class Run(Generic[R]):
     def note(self, task: Task[R], error: Exception, *, final: bool = False) -> None:
         """Note a try that failed."""
         _log.debug("%r failed", task.call, exc_info=error)
-        task.errors.append(forget_traceback(error))
+        task.errors = (*task.errors, forget_traceback(error))
         self.counts.errors += 1
         if final or len(task.errors) > self._plan.max_retries:
             task.failed = True
@@ -299,13 +300,20 @@ class _Caller(FunctionClient[_Answer], Generic[R]):
         return cost
 
     async def _call(self, item: Any) -> Reply[_Answer]:
-        value: Any = await super()._call(item)
-        units = self._plan.resources.used(item.call, value)
-        return Reply(value=_Answer(item, value), usage=Usage(units=units))
+        return self._answered(item, await super()._call(item))
+
+    def _answered(self, task: Task[R], value: Any) -> Reply[_Answer]:
+        """Return the reply of a result; it is good by now if nobody checks it."""
+        units = self._plan.resources.used(task.call, value)
+        if self._plan.validation is None:
+            self._run.succeed(task, value)
+        return Reply(value=_Answer(task, value), usage=Usage(units=units) if units else NO_USAGE)
 
     async def _exchange(self, request: Request, timeouts: Timeouts) -> Reply[_Answer]:
         run, task = self._run, request.body
         try:
+            if self._is_async and timeouts.total is None:  # as the base does, without two coroutines in between
+                return self._answered(task, await self._f(task))
             return await super()._exchange(request, timeouts)
         except Exception as error:
             ended = self._failed(task, error)
