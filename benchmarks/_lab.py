@@ -35,6 +35,7 @@ from rxllm.errors import (
     ServerError,
     check_number,
 )
+from rxllm.operators.retry import PATIENCE
 from rxllm.testing import ServerQuota, VirtualScheduler
 from rxllm.testing._quotas import Limiter, limiter
 
@@ -393,6 +394,7 @@ class Client:
         self.ended = 0
         self._scenario = scenario
         self._active = 0
+        self._parked = 0  # requests that wait for long: others are pulled in their place, as `rxllm.call` does
         self._filling = False
 
     def start(self, clock: VirtualScheduler) -> None:
@@ -405,6 +407,8 @@ class Client:
         self._filling = False
         scenario = self._scenario
         window = (self.gate.window if scenario.window is None else scenario.window) * scenario.pipelines
+        if scenario.window is None:
+            window += min(self._parked, window)
         while self._active < window:
             self._active += 1
             Try(self).ask()
@@ -414,6 +418,20 @@ class Client:
         self.ended += 1
         self.failed += failed
         self._active -= 1
+        self._fill_soon()
+
+    def park(self, seconds: float, action: Callable[[], None]) -> None:
+        """Let a request wait for long, and pull another one in its place in the next turn."""
+
+        def unpark() -> None:
+            self._parked -= 1
+            action()
+
+        self._parked += 1
+        self.clock.call_later(seconds, unpark)
+        self._fill_soon()
+
+    def _fill_soon(self) -> None:
         if not self._filling:
             self._filling = True
             self.clock.call_soon(self.fill)
@@ -475,6 +493,8 @@ class Try:
         wait = self._wait(kind, retry_after)
         if wait is None:
             owner.done(failed=kind in ("fault", "invalid"))
+        elif wait > PATIENCE:
+            owner.park(wait, self.ask)
         elif wait:
             owner.clock.call_later(wait, self.ask)
         else:

@@ -12,6 +12,10 @@ refusals set free are taken again at once. The limit caps the number in flight: 
 number in flight wanders by its square root. Each knob is found from a slow start and then tried a bit beyond from time
 to time, by a climb; if the rate is what binds, the limit follows it with room to spare (Little's law).
 
+The first refusal of all stops everything until the starts on the wire are back, a second at most if refusals are quick:
+what became of them tells a quota that is used up, of which nothing was accepted, from a ceiling, which lets in as many
+as end meanwhile, and it costs no further start.
+
 A climb that finds nothing ends in one refusal or a few, and there is no cheaper way to learn that nothing has
 changed. So climbs come as often as 1.25 % of the starts in refusals allow: every 80 starts at one refusal, 10 s at 8
 starts a second. That is for how long a capacity that has grown goes unnoticed. One that falls shows at once: it takes
@@ -23,7 +27,8 @@ that no further try cures. Refusals of attempts that started before the last cut
 
 Weak spots: a window of a minute that is used up in a burst is probed until it begins anew, and from then on it takes
 two or three minutes until more of it is asked for; a window of a second may be taken for a ceiling for a minute or two;
-a rate below 2 a second is known as badly as few starts can tell; a ceiling that several clients share looks like a rate
+a rate below 2 a second is known as badly as few starts can tell; of a quota of tokens it knows how many requests fit,
+so that some 3 % stay free where their lengths differ; a ceiling that several clients share looks like a rate
 to each of them for minutes, and some 5 to 10 % of it stay free.
 """
 
@@ -42,6 +47,8 @@ __all__ = ["PaceAndFollow", "pace_and_follow"]
 TICK = 0.5  # seconds between two looks while attempts start
 IDLE = 30.0  # seconds without a start after which there are none
 NEWEST = 0.15  # weight of the newest start in what binds
+SLOW_START = 2.0  # times what was accepted that may start
+RISING = 3.0  # the same of a ceiling: to fill places that end together, and twice would wait for 0.4 % of the time
 FAULTY = 0.2  # share of faults at which nothing climbs: a server that is down refuses nothing
 SAME = 0.005  # a change of the rate that is not worth a setting
 COARSE = 0.2  # the same in the slow start, where the rate only keeps bursts small
@@ -55,6 +62,7 @@ class PaceAndFollow:
         "_cut",
         "_due",
         "_faults",
+        "_first",
         "_full",
         "_initial",
         "_last",
@@ -83,6 +91,7 @@ class PaceAndFollow:
         self._due: float | None = None
         self._last = -math.inf  # when the last start was
         self._full = self._paced = 0.5  # shares of the starts after which the limit, or the rate, held others back
+        self._first = 0  # in flight at the first refusal of all, while the starts on the wire are awaited
         self._faults = 0.0  # share of the answers
 
     @property
@@ -120,7 +129,14 @@ class PaceAndFollow:
             width.cover(ceiling.limit, now)
         binding = self._paced > 0.5 and ceiling.trial is None and self._faults < FAULTY  # noqa: PLR2004
         cut = pace.cuts
-        pace.look(now, width.seconds, binding=binding)
+        known = ceiling.limit is not None and ceiling.trial is None
+        pace.look(now, width.seconds, binding=binding, factor=RISING if known else SLOW_START)
+        if self._first and not pace.stopped:
+            first, self._first = self._first, 0
+            if not pace.silent and ceiling.refuse(now, now, first, fresh=True):
+                pace.release(now)
+                width.cover(ceiling.limit, now)
+                return self._set(now, "no more room", cut=True)
         if pace.known:
             width.follow(pace.rate)
         return self._set(now, pace.reason, cut=pace.cuts != cut)
@@ -146,6 +162,9 @@ class PaceAndFollow:
             return None
         ceiling, pace = self._ceiling, self._pace
         before = ceiling.limit
+        if before is None and not pace.known and pace.stop(now, started):
+            self._first = signal.in_flight
+            return self._set(now, pace.reason, cut=True)
         if ceiling.refuse(now, started, signal.in_flight, fresh=not pace.known):
             if ceiling.limit == before:
                 return None

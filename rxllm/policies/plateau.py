@@ -16,6 +16,7 @@ ROUNDS, MOST_ROUNDS = 8.0, 32.0  # mean times on the wire between two tests: one
 CAPPED_ROUNDS = 128.0  # the same where no more is allowed and it was needed: a slower server shows by itself
 NARROW = 4  # with so few a fifth is no whole attempt: one more is tried instead
 FULL = 0.2  # weight of the newest start in whether the width binds
+NEARLY = 0.75  # of the width in use are enough while it grows: who started then was answered at nearly all of it
 SAMPLE = 5  # answers at least
 
 State = Literal["grow", "hold", "test"]
@@ -73,7 +74,8 @@ class Plateau:
 
     def start(self, now: float, in_flight: int, *, binding: bool) -> None:
         """Learn of a start; `binding`: somebody waits because of the limit or the rate."""
-        if binding and in_flight >= math.floor(self.limit):
+        used = NEARLY * self.limit if self._state == "grow" else math.floor(self.limit)
+        if binding and in_flight >= used:
             if self._mark == math.inf:
                 self._mark = now
                 self._ends = 0

@@ -212,10 +212,27 @@ def test_of_a_window_that_is_used_up_it_learns_what_it_grants_in_all() -> None:
     assert world.refusals(40, 200) < 0.02
 
 
+def test_a_burst_that_uses_up_what_a_minute_has_saved_costs_little_until_the_rate_is_known() -> None:
+    world = World(bucket(lambda now: 10.0, 60.0))
+    world.run(60)
+    assert 8.5 < world.rate(30, 60) < 11.5
+    assert len(world.refused) < 90
+
+
+def test_a_first_refusal_by_a_ceiling_is_not_taken_for_the_end_of_a_quota() -> None:
+    world = World(lambda now, serving: serving < 40)
+    world.run(30)
+    assert {setting.reason for _, setting in world.history} >= {"refused", "no more room"}
+    assert world.setting.limit in (39, 40, 41)
+    assert len(world.refused) < 20
+
+
 def test_it_finds_a_ceiling_and_keeps_to_it_nearly_without_refusals() -> None:
     world = World(lambda now, serving: serving < 40)
     world.run(200)
     assert world.setting.limit in (40, 41)
+    assert world.setting.rate is not None
+    assert world.setting.rate > 2.7 * 40 / 2
     assert world.rate(60, 200) > 0.93 * 40 / 2
     assert world.refusals(60, 200) < 0.01
 

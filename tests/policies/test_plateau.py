@@ -184,3 +184,14 @@ def test_once_the_goodput_has_stopped_growing_no_pace_makes_it_wider() -> None:
         before = plateau.limit
         plateau.follow(1000.0)
         assert plateau.limit == before
+
+
+def test_while_it_grows_who_starts_at_three_quarters_of_the_width_is_measured() -> None:
+    plateau = Plateau(20, 4096)
+    for number in range(1, 21):  # all start within a second, and are answered after ten
+        plateau.start(number / 20, number, binding=True)
+    for number in range(1, 19):
+        plateau.end(10.0 + number / 20, 10.0, 500.0)
+        assert plateau.limit == 20
+    plateau.end(10.95, 10.0, 500.0)  # the fifth of those that began with 15 in flight or more
+    assert plateau.limit == 40
