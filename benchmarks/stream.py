@@ -89,7 +89,8 @@ def streamed(client: rxllm.OpenAI, first: Firsts) -> Side:
         chunks = 0
         first.begin()
         merged = rxllm.from_iterable(requests(streams)).pipe(flat_map(client.stream, window=streams))
-        with rxllm.iterate(merged) as pieces:
+        # room for a piece of each stream and more: without it they wait for a turn of the loop, which is long here
+        with rxllm.iterate(merged, buffer=2 * streams) as pieces:
             for piece in pieces:
                 if text := piece.text:
                     chunks += 1

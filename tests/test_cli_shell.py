@@ -181,9 +181,11 @@ def test_check_ends_in_peace_when_nobody_takes_its_report(options, tmp_path, bro
 
 
 AS_NOBODY = """
-import asyncio, json, os, resource, sys
+import asyncio, encodings.idna, importlib, json, os, pkgutil, resource, sys
+import reactivex.operators
 from rxllm.cli import main
-import encodings.idna
+for module in pkgutil.iter_modules(reactivex.operators.__path__):  # nobody may not read what is imported later
+    importlib.import_module(f"reactivex.operators.{module.name}")
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 for arguments in json.loads(sys.argv[1]):
     print(main(arguments), flush=True)

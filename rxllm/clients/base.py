@@ -194,14 +194,10 @@ class Remote(Closing, Generic[T]):
         if restarted is not None:
             on_chunk(restarted)
         reading = await self._open(request, timeouts)
-        shown = False
         try:
-            while chunks := await reading.read():
-                shown = True
-                for chunk in chunks:
-                    on_chunk(chunk)
+            await reading.run(on_chunk)
         except Exception as error:
-            if shown:
+            if reading.shown:
                 progress.broke(error)
             raise
         finally:

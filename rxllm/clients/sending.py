@@ -12,7 +12,7 @@ from rxllm.messages import Chunk, Reply, Request, Restarted
 from rxllm.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine
 
     from rxllm.demand import DemandScheduler, Disposable, Observer
     from rxllm.policies.timeouts import Timeouts
@@ -26,9 +26,13 @@ class Reading(Protocol[T]):
     """An answer that is being read."""
 
     reply: Reply[T] | None  # the whole, once it is read
+    shown: bool  # whether any of it was shown
 
-    async def read(self) -> Sequence[Chunk]:
-        """Return the next chunks, one or more; none at the end.
+    async def run(self, show: Callable[[Chunk], object], backlog: Collection[object] = ()) -> bool:
+        """Show each chunk as it comes, and read no further while there is a backlog.
+
+        Returns:
+            Whether to go on, once there is room; False: all of it was shown.
 
         Raises:
             CallError: the answer broke off, or cannot be understood.
@@ -204,18 +208,14 @@ class _Pieces(_Try):
         restarted = progress.begin()
         if restarted is not None:
             outlet.push(restarted)
-        shown = False
         reading = await streaming.open(streaming.request, streaming.timeouts)
         try:
-            while chunks := await reading.read():
-                shown = True
-                for chunk in chunks:
-                    outlet.push(chunk)
+            while await reading.run(outlet.push, outlet.held):
                 if outlet.held:
                     self._room = asyncio.Event()
                     await self._room.wait()
         except Exception as error:
-            if shown:
+            if reading.shown:
                 progress.broke(error)
             raise
         finally:

@@ -218,8 +218,10 @@ class Calling(Generic[T]):
 
     def keep_beside(self, path: str) -> None:
         """Keep what is booked of long quotas in files beside `path`: a journal there is to survive restarts."""
-        if isinstance(self._client, Routes):
-            for name, lane in zip(self._client.names, self._client.lanes, strict=True):
+        client: object = self._client
+        if isinstance(client, Routes):
+            routes = cast("Routes[Any]", client)
+            for name, lane in zip(routes.names, routes.lanes, strict=True):
                 lane.gate.keep_beside(f"{path}.{name}")
         elif self._lane is not None:
             self._lane.gate.keep_beside(path)

@@ -37,6 +37,10 @@ class Answer(Protocol):
     async def read(self) -> bytes:
         """Return the next piece as it comes; nothing at the end. One reader at a time.
 
+        An answer may also have a `pour(take)`, which calls `take` with each piece until that returns something true or
+        there is an end, and says which: where there is one it is used instead, as waking a task for each piece costs
+        more than most pieces (see `HttpAnswer.pour`).
+
         Raises:
             CallError: there is none: a `TimeoutError` (idle, total), a `DecodeError` (cut short, too large), a
                 `ConnectionError`, or a `CancelledError` when it was closed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import aiohttp
 from aiohttp import hdrs
@@ -25,7 +25,21 @@ if TYPE_CHECKING:
 
     from rxllm.policies.connection import Connection, Proxy
 
-__all__ = ["Pool", "Route", "Wire", "drop", "tls_of"]
+__all__ = ["Pool", "Route", "Sink", "Wire", "drop", "tls_of"]
+
+READ = 120 << 10  # bytes of one read of the socket: from 128 KiB on, malloc has the kernel map the buffer each time
+
+
+class Sink(Protocol):
+    """What takes the body of an answer as it comes: no task is woken for a piece of it."""
+
+    def take(self, piece: bytes) -> bool:
+        """Take a piece; False: not now, so keep it."""
+        ...
+
+    def wake(self) -> None:
+        """Look at the body: it has ended, or broken off."""
+        ...
 
 
 class Wire(ResponseHandler):
@@ -33,6 +47,13 @@ class Wire(ResponseHandler):
 
     used = False  # for a request
     heard = False  # a byte has come since the last request was written, or since the connection was kept
+    sink: Sink | None = None  # of the answer that comes
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        super().connection_made(transport)
+        if hasattr(transport, "max_size"):  # one of asyncio's without TLS: uvloop has a buffer of its own
+            cast("Any", transport).max_size = READ
 
     def data_received(self, data: bytes) -> None:
         """Note that something has come."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import functools
 from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
@@ -11,7 +14,7 @@ from rxllm.transports.connections import Wire, drop
 from rxllm.transports.http_errors import broken, late, too_large, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from aiohttp.connector import Connection as Held
 
@@ -25,6 +28,47 @@ __all__ = ["BUFFER", "HttpAnswer"]
 BUFFER = 32 << 10  # bytes; the socket is paused when there are more than twice as many
 DRAIN = 1.0  # seconds that the last bytes of a message may take which is not needed any more
 CUT_SHORT = 400  # from this status on, the answer is an error, and what there is of it is better than nothing
+
+
+class Body(aiohttp.StreamReader):
+    """The body of an answer, which can be handed on as it comes.
+
+    aiohttp's parser makes its own kind, and no hook says of what class; so that one becomes one of these, by its class.
+    That needs the same layout, hence no attribute of its own: who takes the pieces is an attribute of the connection.
+    """
+
+    __slots__ = ()
+    _cursor: int
+    _protocol: Wire
+
+    def feed_data(self, data: bytes, size: int = 0) -> bool:
+        """Hand a piece on, or keep it."""
+        sink = self._protocol.sink
+        if sink is not None and data and sink.take(data):
+            self.total_bytes += len(data)
+            self._cursor += len(data)
+            return False
+        return super().feed_data(data, size)
+
+    def feed_eof(self) -> None:
+        """End."""
+        super().feed_eof()
+        self._wake()
+
+    def set_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Break off."""
+        super().set_exception(*args, **kwargs)
+        self._wake()
+
+    def _wake(self) -> None:
+        sink = self._protocol.sink
+        if sink is not None:
+            sink.wake()
+
+    def end_http_chunk_receiving(self) -> None:
+        """Note where a chunk of HTTP ends, if it was kept: too many of them pause the socket, however small."""
+        if self._protocol.sink is None:
+            super().end_http_chunk_receiving()
 
 
 class HttpAnswer:
@@ -45,12 +89,15 @@ class HttpAnswer:
     __slots__ = (
         "__weakref__",
         "_expired",
+        "_give",
         "_held",
         "_linger",
         "_most",
+        "_over",
         "_payload",
         "_pool",
         "_problem",
+        "_raised",
         "_since",
         "_size",
         "_timeouts",
@@ -75,6 +122,8 @@ class HttpAnswer:
         self._pool = pool
         self._held: Held | None = held
         self._payload = payload
+        if type(payload) is aiohttp.StreamReader:
+            payload.__class__ = Body
         self._timeouts = timeouts
         self._waited = waited
         self._most = pool.route.connection.body_bytes
@@ -84,6 +133,9 @@ class HttpAnswer:
         self._linger: Alarm | None = None
         self._expired: Phase | None = None
         self._problem: CallError | None = None  # what every further read raises
+        self._give: Callable[[bytes], object] | None = None  # where pieces go that nobody reads
+        self._over: asyncio.Future[bool] | None = None  # done when no more of them are to go there
+        self._raised: BaseException | None = None  # what that has raised
 
     def __repr__(self) -> str:
         return f"<HttpAnswer {self.status} of {self._pool.route.where}>"
@@ -123,6 +175,84 @@ class HttpAnswer:
         if self._problem is not None:
             raise self._problem  # outside of the except block: what was caught there is no context of it
         return b""
+
+    async def pour(self, take: Callable[[bytes], object]) -> bool:
+        """Give each piece to `take` as it comes, until that returns something true.
+
+        It is called from where the socket is read, in a copy of the caller's context: to wake a task for each piece
+        costs more than most pieces. What it raises, this raises.
+
+        Returns:
+            Whether there may be more: False at the end.
+
+        Raises:
+            CallError: as those of `read`.
+        """
+        while True:
+            held, payload = self._held, self._payload
+            if self._problem is None and held is not None and self._size == payload.total_bytes:
+                wire = cast("Wire", held.protocol)
+                if wire.connected and isinstance(payload, Body) and not payload.is_eof() and not payload.exception():
+                    if await self._poured(wire, take):
+                        return True
+                    continue
+            piece = await self.read()  # there is something, or an end
+            if not piece:
+                return False
+            if take(piece):
+                return True
+
+    async def _poured(self, wire: Wire, take: Callable[[bytes], object]) -> bool:
+        """Wait until `take` has had enough, or there is an end of some kind; say whether it has."""
+        over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        inside: Any = contextvars.copy_context().run
+        self._over = over
+        self._give = functools.partial(inside, take)
+        self._wait()
+        wire.sink = self
+        try:
+            await over
+        except BaseException:  # the task is cancelled
+            self.close()
+            raise
+        finally:
+            wire.sink = None
+            self._give = None
+            self._rest()
+        error, self._raised = self._raised, None
+        if error is not None:
+            raise error
+        if self._problem is not None:
+            self._finish()
+        return over.result()
+
+    def take(self, piece: bytes) -> bool:
+        """Give a piece to whom it is poured to; see `Sink`."""
+        give, over = self._give, self._over
+        if give is None or over is None or over.done():  # it has had enough, or its task is cancelled
+            return False
+        self._rest()
+        self._size += len(piece)
+        if self._size > self._most:
+            self._problem = too_large(self._most, self.status)
+            over.set_result(False)
+            return True
+        try:
+            enough = give(piece)
+        except BaseException as error:  # it goes through the task, as all that ends a call
+            self._raised = error
+            enough = True
+        if enough:
+            if not over.done():
+                over.set_result(True)
+        else:
+            self._since = self._pool.clock.seconds()
+        return True
+
+    def wake(self) -> None:
+        """Pour no more; see `Sink`."""
+        if self._over is not None and not self._over.done():
+            self._over.set_result(False)
 
     def _left(self) -> bytes:
         """Return what came before the connection broke: aiohttp would raise first."""

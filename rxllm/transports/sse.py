@@ -29,12 +29,13 @@ class SseParser:
     [Event(data=b'a\nb', name='ping', id='')]
     """
 
-    __slots__ = ("_after_cr", "_begun", "_data", "_id", "_largest", "_name", "_size", "_tail", "_tail_size")
+    __slots__ = ("_after_cr", "_begun", "_between", "_data", "_id", "_largest", "_name", "_size", "_tail", "_tail_size")
 
     def __init__(self, *, largest: int = LARGEST_EVENT) -> None:
         check_number("largest", largest, least=1, integer=True)
         self._largest = largest
         self._begun = False  # whether the byte order mark is behind us
+        self._between = False  # whether nothing is begun that the next bytes would belong to
         self._after_cr = False  # whether the last byte was a CR: an LF that follows belongs to it
         self._tail: list[bytes] = []  # of the line that has no end yet
         self._tail_size = 0
@@ -49,11 +50,18 @@ class SseParser:
         Raises:
             DecodeError: an event or a line is too large.
         """
+        if self._between and data.startswith(b"data: ") and data.endswith(b"\n\n"):  # as most of the time
+            end = len(data)
+            if data.find(b"\n") == end - 2 and b"\r" not in data and end <= self._largest:
+                return [Event(data[6:-2], "", self._id)]
+        self._between = False
+        events = self._feed(data)
+        self._between = self._begun and not (self._after_cr or self._tail or self._data or self._name)
+        return events
+
+    def _feed(self, data: bytes) -> list[Event]:
         if self._after_cr or b"\r" in data:
             data = self._with_one_line_end(data)
-        end = len(data)
-        if data[:6] == b"data: " and data.find(b"\n") == end - 2 and data[-1:] == b"\n" and self._is_between(end):
-            return [Event(data[6:-2], "", self._id)]  # what servers send most of the time
         if not self._begun:
             data = self._without_mark(data)
         end = data.rfind(b"\n") + 1
@@ -74,10 +82,6 @@ class SseParser:
         if self._tail_size > self._largest:
             raise self._too_large()
         return events
-
-    def _is_between(self, size: int) -> bool:
-        """Say whether nothing is begun that the next bytes, so many, would belong to."""
-        return self._begun and not self._tail and not self._data and not self._name and size <= self._largest
 
     def _take(self, text: bytes, events: list[Event]) -> None:
         """Take whole lines; almost always they are whole events of one line each."""

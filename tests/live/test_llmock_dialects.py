@@ -80,12 +80,12 @@ class Server:
     def script(self, *behaviors: dict[str, Any]) -> None:
         self.ask("POST", "/scenario", {"behaviors": behaviors})
 
-    def check_verdict(self, *, calls: int) -> None:
-        """There is no flaw, not even one that is a warning."""
+    def check_verdict(self, *, calls: int | None) -> None:
+        """There is no flaw, not even one that is a warning; `calls` None: it may be unsure what was a retry."""
         verdict = self.ask("GET", "/verdict")
         assert verdict["findings"] == []
         assert verdict["passed"]
-        assert verdict["calls"] == calls
+        assert calls is None or verdict["calls"] == calls
 
     def close(self) -> None:
         self._process.terminate()
@@ -224,7 +224,8 @@ def test_a_stream_that_breaks_is_begun_again_and_the_viewer_is_told(server, dial
     assert good.error is None
     assert sum(isinstance(piece, rxllm.Restarted) for piece in seen) == 1
     assert shown(seen) == outcome.text
-    server.check_verdict(calls=1)
+    # A stalled answer ends for the server when it sees that nobody listens, which may be after the next attempt.
+    server.check_verdict(calls=None if fault == "stall" else 1)
 
 
 @every_dialect

@@ -181,3 +181,9 @@ def test_a_large_event_in_small_pieces_is_not_copied_at_each_of_them():
 def test_the_size_must_be_a_number_above_zero():
     with pytest.raises(ConfigError, match="largest"):
         SseParser(largest=0)
+
+
+def test_an_event_of_two_lines_with_different_ends_is_one_although_it_looks_like_one_line():
+    parser = SseParser()
+    assert parser.feed(b"data: first\n\n") == [Event(b"first")]
+    assert parser.feed(b"data: a\rdata: b\n\n") == [Event(b"a\nb")]
