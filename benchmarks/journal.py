@@ -89,16 +89,16 @@ def added(folder: Path, chosen: Any) -> None:
     files = iter(range(1_000))
     with SimulatedProvider(latency=LATENCY).start() as provider, Bare(provider.url, tuned=False, width=WIDTH) as plain:
 
-        def kept() -> int:
+        def kept() -> float:
             path = folder / f"{next(files)}.jsonl"
-            count = through(journal(path, answered), requests(chosen.outcomes))
-            assert path.read_bytes().count(b"\n") == count
+            cost = cpu_per_item(lambda: through(journal(path, answered), requests(chosen.outcomes)), chosen.outcomes)
+            assert path.read_bytes().count(b"\n") == chosen.outcomes
             path.unlink()
-            return count
+            return cost
 
         values = interleaved(
             {
-                "with": lambda: cpu_per_item(kept, chosen.outcomes),
+                "with": kept,
                 "without": lambda: cpu_per_item(lambda: through(answered, requests(chosen.outcomes)), chosen.outcomes),
                 "plain": lambda: cpu_per_item(lambda: plain.run(n), n),
             },

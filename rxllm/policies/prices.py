@@ -186,5 +186,9 @@ def _price(file: Path, name: str, fields: object) -> Price:
         return msgspec.convert(fields, Price)
     except (msgspec.ValidationError, ConfigError) as wrong:
         reason = str(wrong)
+    if isinstance(fields, dict) and any(
+        isinstance(value, dict) for value in cast("dict[str, object]", fields).values()
+    ):
+        reason += f'; a name with a point in it needs quotes: [models."{name}.…"]'
     msg = f"{file}: models.{name}: {reason}"
     raise ConfigError(msg)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rxllm.clock import wall as wall_clock
 from rxllm.errors import ConfigError
+from rxllm.stores.lock import other_kind
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +28,7 @@ VERSION = 1
 APPLICATION = 0x72786C63  # "rxlc": it says in the header of the file whose it is
 BUSY = 10.0  # seconds that a writer waits for those of other processes
 TRIES = 100  # to open a file that other processes are just making
+MEMORY = ":memory:"  # what SQLite takes for no file
 PAUSE = 0.01  # seconds between two of them
 OVERHEAD = 128  # bytes of a row and its places in two indexes, beside the body
 LOG = 16 << 20  # bytes that are left of a log which has become larger
@@ -193,8 +195,11 @@ class CacheFile:
     # opening
 
     def _opened(self) -> sqlite3.Connection:
-        if self._path.is_dir():
-            raise self._unusable("it must be a file, and is a directory")
+        kind = other_kind(self._path)
+        if kind is not None or self._path.name == MEMORY:
+            raise self._unusable(f"it must be a file, and is {kind or 'the memory, of which each reader has its own'}")
+        if not self._path.absolute().parent.exists():
+            raise self._unusable(f"there is no folder {str(self._path.parent)!r}")
         for left in reversed(range(TRIES)):
             connection: sqlite3.Connection | None = None
             try:

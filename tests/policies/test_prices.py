@@ -159,3 +159,10 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path):
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="bytes.toml: it is not UTF-8"):
         Prices.load(tmp_path / "bytes.toml")
+
+
+def test_a_name_with_a_point_and_without_quotes_is_told_from_an_unknown_field(tmp_path):
+    path = tmp_path / "prices.toml"
+    path.write_text("[models.gpt-4.1]\ninput = 1\noutput = 2\n")
+    with pytest.raises(ConfigError, match=r'a name with a point in it needs quotes: \[models\."gpt-4'):
+        Prices.load(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -210,8 +211,24 @@ def test_a_file_of_another_version_is_an_error_that_names_both(file: CacheFile, 
 def test_a_place_where_no_file_can_be_is_an_error(tmp_path: Path):
     with pytest.raises(ConfigError, match="must be a file, and is a directory"):
         CacheFile(tmp_path, ttl=None, most_bytes=PLENTY)
-    with pytest.raises(ConfigError, match="no/cache.db' cannot be used: unable to open"):
-        CacheFile(tmp_path / "no" / "cache.db", ttl=None, most_bytes=PLENTY)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (os.devnull, "must be a file, and is a pipe or a device"),
+        (":memory:", "must be a file, and is the memory"),
+        ("none/cache.db", "there is no folder 'none'"),
+    ],
+    ids=["a-device", "memory", "no-folder"],
+)
+def test_what_can_be_no_cache_is_refused_and_left_as_it_is(
+    name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"cannot be used: .*{says}"):
+        CacheFile(Path(name), ttl=None, most_bytes=PLENTY)
+    assert not list(tmp_path.iterdir())
 
 
 def damage(path: Path) -> None:
