@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -244,8 +245,11 @@ def test_damage_is_an_error_when_it_is_met(file: CacheFile, path: Path):
     file.write({key: kept("x" * 500) for key in numbers})
     file.close()
     damage(path)
-    with pytest.raises(ConfigError, match="cache '.*cache.db' cannot be used: it is damaged .* remove it"):
-        CacheFile(path, ttl=None, most_bytes=PLENTY).find(numbers)
+    with (
+        pytest.raises(ConfigError, match="cache '.*cache.db' cannot be used: it is damaged .* remove it"),
+        contextlib.closing(CacheFile(path, ttl=None, most_bytes=PLENTY)) as damaged,
+    ):
+        damaged.find(numbers)
 
 
 def test_a_full_disk_is_an_error_of_the_system_and_nothing_is_half_written(file: CacheFile, path: Path):
