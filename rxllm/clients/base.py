@@ -245,7 +245,7 @@ class Remote(Closing, Generic[T]):
             if limits is not NOTHING_SAID:
                 msgspec.structs.force_setattr(reply, "limits", limits)  # nobody else has it yet
 
-        return Reading(answer, provider.assembler(request, status, headers), refine, learn)
+        return Reading(answer, provider.assembler(request, status, headers), refine, learn, self._censor.answer)
 
     def _decoded(self, request: Request, status: int, headers: Mapping[str, str], body: bytes) -> Reply[T]:
         """Return the reply of a complete answer, or raise its error: without the key, with what the headers said."""

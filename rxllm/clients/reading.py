@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+import msgspec
+
 from rxllm.errors import CallError
 from rxllm.messages import Chunk, Reply
 from rxllm.providers.base import Event
@@ -32,12 +34,14 @@ class Reading(Generic[T]):
         assembler: puts them together.
         refine: (error, event) -> the error to raise; the event is what it was made of, None if it came of no event.
         learn: called with the reply.
+        clean: (the data of an event) -> the same without the key, which some servers echo.
     """
 
     __slots__ = (
         "_answer",
         "_assembler",
         "_backlog",
+        "_clean",
         "_learn",
         "_parser",
         "_problem",
@@ -54,6 +58,7 @@ class Reading(Generic[T]):
         assembler: Assembler[T],
         refine: Callable[[CallError, Event | None], CallError],
         learn: Callable[[Reply[T]], None],
+        clean: Callable[[bytes], bytes] = bytes,
     ) -> None:
         self.reply: Reply[T] | None = None  # the whole, once it is read
         self.shown = False  # whether any of it was shown
@@ -61,6 +66,7 @@ class Reading(Generic[T]):
         self._assembler = assembler
         self._refine = refine
         self._learn = learn
+        self._clean = clean
         self._parser = SseParser()
         self._problem: CallError | None = None  # what the next read raises: what came before it is shown first
         self._show: Callable[[Chunk], object] = _nobody
@@ -122,10 +128,13 @@ class Reading(Generic[T]):
 
     def _take(self, piece: bytes) -> bool:
         """Take the next bytes and show the chunks that end in them; say whether that is enough for now."""
-        assembler, show = self._assembler, self._show
+        assembler, show, clean = self._assembler, self._show, self._clean
         event: Event | None = None
         try:
             for event in self._parser.feed(piece):
+                data = clean(event.data)
+                if data is not event.data:
+                    event = msgspec.structs.replace(event, data=data)  # noqa: PLW2901  for its error too
                 chunk = assembler.feed(event)
                 if chunk is not None:
                     self._showing = self.shown = True

@@ -317,6 +317,14 @@ def test_a_key_that_a_good_answer_tells_is_not_in_the_reply():
     assert KEY.encode() not in pickle.dumps(outcome)
 
 
+def test_a_key_that_a_stream_echoes_is_in_no_chunk_and_not_in_the_reply():
+    seen: list[Any] = []
+    script = Script(stream(piece("You sent "), piece(KEY), piece(".", finish_reason="stop")))
+    outcome = outcome_of(script, settings={"stream": True, "on_chunk": lambda _request, chunk: seen.append(chunk)})
+    assert outcome.text == "You sent ***."
+    assert KEY not in repr(outcome) + repr(seen)
+
+
 # what is paid for twice
 
 
