@@ -860,9 +860,11 @@ def test_a_file_that_somebody_takes_away_during_the_run_ends_it(path, monkeypatc
     async def answer(item):
         calls.append(item)
         if item == 20:
-            path.rename(path.with_name("elsewhere"))
-            if how == "replaced":
-                path.write_bytes(b"")
+            if how == "replaced":  # in one go: somebody looks at any moment
+                path.with_name("other").write_bytes(b"")
+                path.with_name("other").replace(path)
+            else:
+                path.rename(path.with_name("elsewhere"))
         await asyncio.sleep(0)
         return item
 
